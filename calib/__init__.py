@@ -1,0 +1,1 @@
+"""From float to ranges: observers, calibration methods, and re-estimated BatchNorm."""
