@@ -85,13 +85,13 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) ->
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the named tensors of a safetensors file onto the CPU.
+    """Read the named tensors of a safetensors file onto the CPU, sorted by name.
 
     Raises:
         InputError: The file is missing, cannot be read, or is damaged.
     """
     try:
-        return safetensors.torch.load(_read_bytes(path))
+        return dict(sorted(safetensors.torch.load(_read_bytes(path)).items()))  # safetensors keeps no order
     except safetensors.SafetensorError as error:
         raise InputError(
             f"expected safetensors in {path}, got '{error}'; the file is damaged, make it again"
