@@ -1,0 +1,55 @@
+"""Networks for small images, torchvision's by name, and the user's own by import path."""
+
+import importlib
+
+from torch import nn
+
+from edgeq.errors import InputError
+from edgeq.models.mobilenet import mobilenet_v2 as mobilenet_v2
+from edgeq.models.resnet import resnet8 as resnet8
+from edgeq.models.resnet import resnet20 as resnet20
+from edgeq.models.resnet import resnet32 as resnet32
+from edgeq.models.resnet import resnet56 as resnet56
+from edgeq.models.vgg import vgg16_bn as vgg16_bn
+
+BUILT_IN = (resnet8, resnet20, resnet32, resnet56, vgg16_bn, mobilenet_v2)
+
+
+def build(name: str, *, classes: int) -> nn.Module:
+    """Return a network by name: a built-in one, `torchvision/NAME`, or `package.module:factory`.
+
+    A factory is called with `classes=` if it takes that, else without arguments; torchvision's with `num_classes=`.
+    No weights are loaded.
+    """
+    for factory in BUILT_IN:
+        if factory.__name__ == name:
+            return factory(classes=classes)
+    if name.startswith("torchvision/"):
+        return _torchvision(name.removeprefix("torchvision/"), classes)
+    if ":" in name:
+        return _own(name, classes)
+    known = ", ".join(f.__name__ for f in BUILT_IN)
+    raise InputError(f"expected a model out of {known}, torchvision/NAME or package.module:factory, got {name!r}")
+
+
+def _torchvision(name: str, classes: int) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise InputError(f"expected the name of a torchvision classification model, got {name!r}; for example resnet18")
+    return models.get_model(name, weights=None, num_classes=classes)
+
+
+def _own(name: str, classes: int) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"expected {name!r} to name an importable factory, got: {error}; check PYTHONPATH") from error
+    try:
+        model = factory(classes=classes)
+    except TypeError:
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected {name!r} to return a torch.nn.Module, got {type(model).__name__}")
+    return model

@@ -1,0 +1,234 @@
+"""Turn an ordinary network into a multi-bit one: decide every edge's grid, then build the units.
+
+Each operator asks something of the edges it reads: a convolution or linear layer wants b-bit codes (8-bit ones if it is
+an edge layer), additions, poolings that average and stand-alone BatchNorms want 8 bits. Pooling by maximum, flatten and
+dropout pass the wish of their readers on. An edge of which anyone wants 8 bits is *wide*; its b-bit readers get a
+`NarrowUnit` in between. A layer that feeds one addition and nothing else is *tied* to that addition's grid.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from edgeq.errors import InputError
+from edgeq.quant.batchnorm import WidthNorm
+from edgeq.quant.bits import FLOAT_BITS, Width
+from edgeq.quant.grid import Grid
+from edgeq.quant.network import IMAGE, MultiBitNet, QuantConfig, Step
+from edgeq.quant.trace import INF, Op, trace
+from edgeq.quant.units import (
+    AbstractUnit,
+    AddUnit,
+    AvgPoolUnit,
+    ConcatUnit,
+    ConvUnit,
+    DropoutUnit,
+    FlattenUnit,
+    InputUnit,
+    LinearUnit,
+    MaxPoolUnit,
+    NarrowUnit,
+    Output,
+    ReluUnit,
+)
+
+PASSING = ("maxpool", "flatten", "dropout", "relu")  # codes stay on the grid of their input
+LAYERS = ("conv", "linear")
+
+
+def multibit(
+    model: nn.Module,
+    *,
+    bits: tuple[int, ...] = (32, 8, 5, 4, 2),
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    config: QuantConfig | None = None,
+) -> MultiBitNet:
+    """Return a multi-bit network with a copy of `model`'s weights; `model` itself is not changed.
+
+    Args:
+        model: Any network that torch.fx can trace, made of the operators in `edgeq.quant.trace.SUPPORTED`.
+        bits: The widths; ignored where `config` is given.
+        image_shape: (channels, height, width) of the images.
+        config: All choices, see `QuantConfig`.
+    """
+    config = config or QuantConfig(bits=tuple(bits))
+    ops = tuple(_as_conv(op) for op in trace(model, image_shape))
+    _check_ends(ops)
+    plan = _Plan(ops, config)
+    network = plan.build(image_shape)
+    return network.train(model.training)
+
+
+class _Plan:
+    """Which edge is signed, wide, tied; then the units."""
+
+    def __init__(self, ops: tuple[Op, ...], config: QuantConfig) -> None:
+        self.ops = {op.name: op for op in ops}
+        self.config = config
+        self.width = Width(config.bits[0])
+        self.readers: dict[str, list[Op]] = {name: [] for name in (IMAGE, *self.ops)}
+        for op in ops:
+            for name in op.inputs:
+                self.readers[name].append(op)
+        layers = [op for op in ops if op.kind in LAYERS]
+        self.edge_layers = {layers[0].name, layers[-1].name} | {op.name for op in layers if op.args.get("affine")}
+        self.last = ops[-1].name
+        self.grids: dict[str, Grid] = {}
+
+    def wants(self, op: Op) -> set[str]:
+        """Return what readers of this operator's result want: "wide" and/or "narrow"."""
+        wishes: set[str] = set()
+        for reader in self.readers[op.name]:
+            if reader.kind in LAYERS:
+                edge = reader.name in self.edge_layers and self.config.edge_bits == 8
+                wishes.add("wide" if edge or reader.args.get("affine") else "narrow")
+            elif reader.kind in PASSING or reader.kind == "concat":
+                wishes |= self.wants(reader)
+            else:
+                wishes.add("wide")
+        return wishes
+
+    def signed(self, name: str) -> bool:
+        """Tell whether an operator's result may be negative."""
+        if name == IMAGE:
+            return True
+        op = self.ops[name]
+        if op.relu is not None:
+            return False
+        if op.kind in ("maxpool", "avgpool", "flatten", "dropout", "concat", "add"):
+            return any(self.signed(n) for n in op.inputs)
+        return True
+
+    def source(self, name: str) -> str:
+        """Return the operator that put the codes of `name` on their grid, through passing operators."""
+        while name != IMAGE and self.ops[name].kind in PASSING:
+            name = self.ops[name].inputs[0]
+        return name
+
+    def tied_to(self, op: Op) -> Op | None:
+        """Return the addition whose grid this layer shares, if any."""
+        readers = self.readers[op.name]
+        alone = len(readers) == 1 and readers[0].kind == "add" and op.kind in LAYERS
+        return readers[0] if alone and readers[0].inputs.count(op.name) == 1 else None
+
+    def output(self, op: Op) -> Output | None:
+        """Return where an operator's results land, making its grid on first use."""
+        if op.kind in PASSING or op.name == self.last:
+            return None
+        target = self.tied_to(op) or op
+        if target.name not in self.grids:
+            self.grids[target.name] = self._grid(target)
+        return Output(self.grids[target.name], signed=self.signed(op.name))
+
+    def _grid(self, op: Op) -> Grid:
+        wide = op.kind == "add" or "wide" in self.wants(op)
+        return Grid(
+            self.config.bits,
+            signed=self.signed(op.name),
+            wide=wide,
+            learned=self.config.scales == "learned",
+            count=int(torch.Size(op.shape).numel()),
+            ceiling=None if op.relu in (None, INF) else op.relu,
+        )
+
+    def build(self, image_shape: tuple[int, int, int]) -> MultiBitNet:
+        """Return the network."""
+        pixels = IMAGE + "_codes"
+        steps = [Step(pixels, (IMAGE,))]
+        units: dict[str, AbstractUnit] = {pixels: InputUnit(self.width, None)}
+        for op in self.ops.values():
+            inputs = []
+            for name in op.inputs:
+                if self._reads_narrow(op, name):
+                    copy = name + "_narrow"
+                    if copy not in units:
+                        units[copy] = NarrowUnit(self.width, signed=self.signed(name))
+                        steps.append(Step(copy, (name,)))
+                    inputs.append(copy)
+                else:
+                    inputs.append(pixels if name == IMAGE else name)
+            units[op.name] = self._unit(op)
+            steps.append(Step(op.name, tuple(inputs)))
+        return MultiBitNet(
+            config=self.config,
+            width=self.width,
+            steps=tuple(steps),
+            units=units,
+            grids=self.grids,
+            image_shape=image_shape,
+        )
+
+    def _reads_narrow(self, op: Op, name: str) -> bool:
+        if op.kind not in LAYERS or op.args.get("affine"):
+            return False
+        if op.name in self.edge_layers and self.config.edge_bits == 8:
+            return False
+        source = self.source(name)
+        return source != IMAGE and self.grids[source].wide
+
+    def _unit(self, op: Op) -> AbstractUnit:
+        output = self.output(op)
+        if op.kind in LAYERS:
+            return self._layer(op, output)
+        match op.kind:
+            case "relu":
+                return ReluUnit(self.width, ceiling=op.relu or INF)
+            case "maxpool":
+                return MaxPoolUnit(self.width, pool=op.args["pool"])
+            case "flatten":
+                return FlattenUnit(self.width, None)
+            case "dropout":
+                return DropoutUnit(self.width, p=op.args["p"])
+        assert output is not None
+        match op.kind:
+            case "add":
+                return AddUnit(self.width, output, relu=op.relu)
+            case "concat":
+                return ConcatUnit(self.width, output)
+        args = {key: value for key, value in op.args.items() if key != "keepdim"}
+        return AvgPoolUnit(self.width, output, **args)
+
+    def _layer(self, op: Op, output: Output | None) -> AbstractUnit:
+        config = self.config
+        edge = config.edge_bits if op.name in self.edge_layers else 0
+        weight_bits = {b: max(b, edge) for b in config.bits if b != FLOAT_BITS}
+        if op.args.get("affine"):
+            weight_bits = dict.fromkeys(weight_bits, 8)
+        norm = None if op.norm is None else WidthNorm(op.norm, config.bits, shared=config.batchnorm == "shared")
+        kind = ConvUnit if op.kind == "conv" else LinearUnit
+        unit = kind(
+            self.width,
+            output,
+            layer=op.module,  # type: ignore[arg-type]
+            norm=norm,
+            relu=op.relu,
+            weight_bits=weight_bits,
+            full_range=config.full_range,
+            learned=config.scales == "learned",
+        )
+        if op.args.get("affine"):
+            unit.weight.requires_grad_(False)
+        return unit
+
+
+def _as_conv(op: Op) -> Op:
+    """Return a stand-alone BatchNorm as what it is: a depthwise 1x1 convolution with weight 1, then BatchNorm."""
+    if op.kind != "batchnorm":
+        return op
+    norm = op.module
+    if not isinstance(norm, nn.BatchNorm2d):
+        raise InputError(f"expected BatchNorm1d to follow a Linear layer, got one alone at {op.name!r}; move it there")
+    layer = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, bias=False)
+    nn.init.ones_(layer.weight)
+    return replace(op, kind="conv", module=layer, norm=norm, args={"affine": True})
+
+
+def _check_ends(ops: tuple[Op, ...]) -> None:
+    last = ops[-1] if ops else None
+    if last is None or last.kind != "linear" or last.norm is not None or last.relu is not None:
+        got = "nothing" if last is None else f"{last.kind} at {last.name!r}"
+        raise InputError(f"expected a network that ends in a plain Linear layer (its logits), got {got}; add one")
+    first = ops[0]
+    if first.kind not in LAYERS or first.inputs != (IMAGE,) or sum("image" in op.inputs for op in ops) != 1:
+        raise InputError(f"expected one convolution or linear layer to read the image, got {first.kind} at {first.name!r}")

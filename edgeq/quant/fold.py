@@ -1,0 +1,90 @@
+"""Fold a layer and its BatchNorm into what the device runs: integer weights, integer bias, short multiplier.
+
+A layer computes r = gain * (w . x) + shift, with gain and shift from BatchNorm's running statistics (or 1 and the
+bias). With x = s_in * q_x and r = s_out * code,
+
+    code = round(M * (q_w . q_x) + shift / s_out),    M = s_in * s_w * |gain| / s_out,    q_w = round(w sign(gain) / s_w)
+
+M becomes the short multiplier M' = m 2^-n. So that nothing but rounding changes, the weights are then rounded with the
+step that M' implies, s_w' = s_w * M' / M, and the bias becomes round(shift / (s_out * M')). All of it runs in float64,
+so a CPU and a GPU arrive at the same integers, and with straight-through gradients, so this *is* the forward pass of
+evaluation, of attacks, and of the last training stage. `edgeq.export.lower` calls this same function.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from edgeq.quant.quantizer import quantize, round_ste, snap
+
+BIAS_LIMIT = 2**30  # keeps bias + products inside int32
+GAIN_FLOOR = 1e-12  # a channel that BatchNorm switched off: all its weights become 0
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A layer in the code domain: output code = clamp(half_even((weight . x + bias) * multiplier)).
+
+    Attributes:
+        weight: Integer-valued weight codes.
+        bias: Integer-valued bias, one per output channel.
+        multiplier: m * 2^-n per output channel.
+        shift: n.
+    """
+
+    weight: Float[Tensor, "out *rest"]
+    bias: Float[Tensor, " out"]
+    multiplier: Float[Tensor, " out"]
+    shift: int
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What follows the weights in real numbers: r = gain * (w . x) + shift, per output channel."""
+
+    gain: Float[Tensor, " out"]
+    shift: Float[Tensor, " out"]
+
+
+def batchnorm_affine(
+    norm: torch.nn.BatchNorm2d | torch.nn.BatchNorm1d, bias: Float[Tensor, " out"] | None
+) -> Affine:
+    """Return BatchNorm with its running statistics as gain and shift (the layer's own bias included)."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    gain = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+    mean = norm.running_mean.double() if bias is None else norm.running_mean.double() - bias.double()
+    return Affine(gain, norm.bias.double() - mean * gain)
+
+
+def fold(
+    weight: Float[Tensor, "out *rest"],
+    affine: Affine,
+    *,
+    steps: tuple[Tensor, Tensor, Tensor],
+    weight_range: tuple[int, int],
+    shift: int,
+    snapped: bool = True,
+) -> Folded:
+    """Return the layer in the code domain; see the module docstring for the formulas.
+
+    Args:
+        weight: Float weights.
+        affine: Gain and shift per output channel.
+        steps: (s_in, s_w, s_out): input step, weight steps (one per channel or one in all), output step.
+        weight_range: Smallest and largest weight code.
+        shift: n of the short multipliers.
+        snapped: False keeps the exact multiplier, to measure what snapping costs.
+    """
+    s_in, s_w, s_out = (s.double() for s in steps)
+    magnitude = affine.gain.abs().clamp_min(GAIN_FLOOR)
+    exact = s_in * s_w * magnitude / s_out
+    multiplier = snap(exact, shift) if snapped else exact
+    axes = (-1,) + (1,) * (weight.dim() - 1)
+    implied = (s_w * multiplier / exact * affine.gain.sign()).reshape(axes)
+    alive = (affine.gain.abs() > GAIN_FLOOR).reshape(axes)
+    lo, hi = weight_range
+    codes = quantize(torch.where(alive, weight.double() / implied.where(alive, torch.ones_like(implied)), 0.0), lo, hi)
+    bias = round_ste((affine.shift / (s_out * multiplier)).clamp(-BIAS_LIMIT, BIAS_LIMIT))
+    return Folded(codes, bias, multiplier, shift)

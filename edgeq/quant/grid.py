@@ -1,0 +1,68 @@
+"""Grids: which codes an activation edge carries at each width, and what one step is worth.
+
+An edge that feeds additions, poolings or an 8-bit layer is *wide*: it is stored on the 8-bit grid at every width. The
+convolutions behind it read a *narrow* copy, code_b = round(code_8 * hi_b / hi_8), which has the same clipping range.
+So residual paths keep their precision while every multiplication runs on b-bit operands.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edgeq.quant.bits import FLOAT_BITS, activation_range
+from edgeq.quant.quantizer import SCALE_FLOOR, lsq_step
+
+OBSERVER_MOMENTUM = 0.01  # the running maximum of observer scales, as in PyTorch's moving-average observers
+
+
+class Grid(nn.Module):
+    """The steps of one activation edge, one per width; learned, or observed as a running maximum."""
+
+    def __init__(
+        self,
+        bits: tuple[int, ...],
+        *,
+        signed: bool,
+        wide: bool,
+        learned: bool,
+        count: int,
+        ceiling: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.count = count  # values per sample that share the step
+        self.signed = signed
+        self.wide = wide
+        self.learned = learned
+        self.ceiling = ceiling
+        self.steps = nn.ParameterDict(
+            {str(b): nn.Parameter(torch.tensor(0.05), requires_grad=learned) for b in bits if b != FLOAT_BITS}
+        )
+
+    def storage_bits(self, bits: int) -> int:
+        """Return the width of the stored codes."""
+        return 8 if self.wide else bits
+
+    def range(self, bits: int) -> tuple[int, int]:
+        """Return the smallest and largest stored code."""
+        return activation_range(self.storage_bits(bits), signed=self.signed)
+
+    def step(self, bits: int) -> Float[Tensor, ""]:
+        """Return what one stored code is worth."""
+        hi = self.range(bits)[1]
+        raw = self.steps[str(bits)]
+        step = lsq_step(raw, self.count, hi) if self.learned else raw.clamp_min(SCALE_FLOOR)
+        return step if self.ceiling is None else step.clamp_max(self.ceiling / hi)
+
+    @torch.no_grad()
+    def set_step(self, bits: int, step: float) -> None:
+        """Set the step, as calibration does."""
+        self.steps[str(bits)].fill_(max(float(step), SCALE_FLOOR))
+
+    @torch.no_grad()
+    def observe(self, codes: Float[Tensor, "n *dims"], bits: int) -> None:
+        """Move an observed step towards the batch's maximum; `codes` are unrounded, in units of the current step."""
+        if not self.learned:
+            step = self.steps[str(bits)]
+            seen = codes.abs().amax() if self.signed else codes.amax()
+            target = seen * step / self.range(bits)[1]
+            step.lerp_(target.clamp_min(SCALE_FLOOR), OBSERVER_MOMENTUM)

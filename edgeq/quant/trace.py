@@ -1,0 +1,256 @@
+"""Read a PyTorch network into a list of operators, by torch.fx, or say by name what cannot be read.
+
+The result is independent of how the author spelled things: modules, functions and methods (`nn.ReLU`, `F.relu`,
+`x.relu()`) become the same `Op`, BatchNorm and ReLU are attached to the layer they follow, and everything without
+effect (Identity, a Flatten of a flat tensor) is gone.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from edgeq.errors import InputError
+
+INF = float("inf")
+SUPPORTED = (
+    "Conv2d, Linear, BatchNorm, ReLU, ReLU6, add, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d to 1x1, mean over the plane, "
+    "cat of channels, flatten, Dropout, Identity"
+)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of the traced network.
+
+    Attributes:
+        name: The module's path or the fx node's name, with dots turned into underscores.
+        kind: "conv", "linear", "add", "relu", "maxpool", "avgpool", "concat", "flatten", "dropout", "batchnorm".
+        inputs: Names of the operators read ("image" for the network's input).
+        shape: Output shape without the batch.
+        module: The layer, for conv, linear and batchnorm.
+        norm: The BatchNorm that follows, if any.
+        relu: None, infinity for ReLU, 6 for ReLU6.
+        args: What else the kind needs (kernel, stride, padding, p).
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    module: nn.Module | None = None
+    norm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
+    relu: float | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]:
+    """Return the network's operators in order, layers fused with the BatchNorm and ReLU behind them."""
+    try:
+        graph = fx.symbolic_trace(model)
+    except Exception as error:  # whatever the user's forward raises under tracing
+        raise InputError(
+            f"expected a network that torch.fx can trace, got {type(model).__name__} which stopped with: {error}; "
+            "move data-dependent control flow out of forward"
+        ) from error
+    example = torch.zeros(1, *image_shape, device=next(model.parameters(), torch.zeros(())).device)
+    was_training = model.training
+    graph.eval()
+    try:
+        ShapeProp(graph).propagate(example)
+    except Exception as error:
+        raise InputError(
+            f"expected a network for images of shape {image_shape}, got one that stops at them: {error}; "
+            "pass image_shape=(channels, height, width)"
+        ) from error
+    finally:
+        model.train(was_training)
+    return _fuse(_read(graph))
+
+
+def _read(graph: fx.GraphModule) -> list[Op]:
+    modules = dict(graph.named_modules())
+    names: dict[fx.Node, str] = {}
+    ops: list[Op] = []
+    used: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            if names:
+                raise InputError("expected a network with one input, got several; wrap it in a module that takes the image")
+            names[node] = "image"
+        elif node.op == "output":
+            result = node.args[0]
+            if not isinstance(result, fx.Node) or not ops or names[result] != ops[-1].name:
+                raise InputError("expected a network whose last operator gives the logits, got another output structure")
+        else:
+            op = _convert(node, modules, names)
+            if op is None:  # no effect
+                names[node] = names[_nodes(node)[0]]
+                continue
+            if isinstance(op.module, (nn.Conv2d, nn.Linear)) and node.target in used:
+                raise InputError(f"expected each layer to be used once, got {node.target!r} twice; give each use a layer")
+            used[str(node.target)] = op.name
+            names[node] = op.name
+            ops.append(op)
+    return ops
+
+
+def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, str]) -> Op | None:
+    name = (str(node.target) if node.op == "call_module" else node.name).replace(".", "_")
+    if any(known == name for known in names.values()):
+        name = node.name
+    meta = node.meta.get("tensor_meta")
+    if meta is None and (node.target in ("size", "dim") or node.target in (getattr, operator.getitem)):
+        return None  # arithmetic on shapes
+    shape = tuple(meta.shape[1:]) if isinstance(meta, fx.passes.shape_prop.TensorMetadata) else ()
+    inputs = tuple(names[n] for n in _nodes(node))
+    make: Callable[..., Op] = lambda kind, **kw: Op(name, kind, inputs, shape, **kw)  # noqa: E731
+    if node.op == "call_module":
+        return _module(modules[str(node.target)], str(node.target), make, node)
+    if node.op in ("call_function", "call_method"):
+        return _function(node, make)
+    raise InputError(f"expected {SUPPORTED}; got {node.op} {node.target!r}, which has no integer form here")
+
+
+def _module(module: nn.Module, path: str, make: Callable[..., Op], node: fx.Node) -> Op | None:
+    match module:
+        case nn.Conv2d():
+            if module.padding_mode != "zeros" or isinstance(module.padding, str):
+                raise InputError(f"expected zero padding given in numbers at {path!r}, got {module.padding_mode} {module.padding}")
+            return make("conv", module=module)
+        case nn.Linear():
+            return make("linear", module=module)
+        case nn.BatchNorm2d() | nn.BatchNorm1d():
+            if not module.affine or not module.track_running_stats:
+                raise InputError(f"expected BatchNorm with affine=True and running statistics at {path!r}; set both")
+            return make("batchnorm", module=module)
+        case nn.ReLU6():
+            return make("relu", relu=6.0)
+        case nn.ReLU():
+            return make("relu", relu=INF)
+        case nn.MaxPool2d():
+            return _maxpool(path, make, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+        case nn.AvgPool2d():
+            args = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad)
+            return _avgpool(path, make, *args)
+        case nn.AdaptiveAvgPool2d():
+            return _adaptive(path, make, module.output_size, node)
+        case nn.Flatten():
+            return make("flatten")
+        case nn.Dropout() | nn.Dropout2d():
+            return make("dropout", args={"p": module.p})
+        case nn.Identity():
+            return None
+    raise InputError(f"expected {SUPPORTED}; got {type(module).__name__} at {path!r}: replace it or keep it outside")
+
+
+def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
+    target, name = node.target, node.name
+
+    def arg(position: int, key: str, default: Any) -> Any:
+        return node.args[position] if len(node.args) > position else node.kwargs.get(key, default)
+
+    if target in (operator.add, operator.iadd, torch.add, "add", "add_"):
+        if len(_nodes(node)) != 2 or arg(2, "alpha", 1) != 1:
+            raise InputError(f"expected a sum of two tensors at {name!r}, got a constant or a factor; use a layer's bias")
+        return make("add")
+    if target in (torch.relu, F.relu, "relu", "relu_", torch.relu_):
+        return make("relu", relu=INF)
+    if target is F.relu6:
+        return make("relu", relu=6.0)
+    if target is torch.cat or target is torch.concat:
+        if arg(1, "dim", 0) not in (1, -3):
+            raise InputError(f"expected a concatenation of channels (dim=1) at {name!r}, got dim={arg(1, 'dim', 0)}")
+        return make("concat")
+    if target in (torch.flatten, "flatten"):
+        return make("flatten")
+    if target in ("view", "reshape", torch.reshape):
+        if len(node.meta["tensor_meta"].shape) != 2:
+            raise InputError(f"expected only reshapes to (batch, features) at {name!r}; got another one")
+        return make("flatten")
+    if target in ("mean", torch.mean):
+        dims = arg(1, "dim", ())
+        if sorted(d % 4 for d in (dims if isinstance(dims, (tuple, list)) else [dims])) != [2, 3]:
+            raise InputError(f"expected a mean over height and width at {name!r}, got dim={dims}")
+        return make("avgpool", args={"kernel": None, "keepdim": bool(arg(2, "keepdim", False))})
+    if target is F.dropout:
+        return make("dropout", args={"p": arg(1, "p", 0.5)})
+    if target in (F.max_pool2d, torch.max_pool2d):
+        kernel = arg(1, "kernel_size", None)
+        rest = (arg(2, "stride", None) or kernel, arg(3, "padding", 0), arg(4, "dilation", 1), arg(5, "ceil_mode", False))
+        return _maxpool(name, make, kernel, *rest)
+    if target is F.avg_pool2d:
+        kernel = arg(1, "kernel_size", None)
+        rest = (arg(2, "stride", None), arg(3, "padding", 0), arg(4, "ceil_mode", False), arg(5, "count_include_pad", True))
+        return _avgpool(name, make, kernel, *rest)
+    if target is F.adaptive_avg_pool2d:
+        return _adaptive(name, make, arg(1, "output_size", 1), node)
+    spelled = getattr(target, "__name__", str(target))
+    raise InputError(f"expected {SUPPORTED}; got {spelled!r} at {name!r}: replace it or keep it outside the network")
+
+
+def _maxpool(name: str, make: Callable[..., Op], kernel, stride, padding, dilation, ceil_mode) -> Op:
+    if ceil_mode or dilation not in (1, (1, 1)):
+        raise InputError(f"expected MaxPool2d without ceil_mode and dilation at {name!r}; set ceil_mode=False, dilation=1")
+    pool = nn.MaxPool2d(kernel, stride, padding)
+    return make("maxpool", args={"pool": pool})
+
+
+def _avgpool(name: str, make: Callable[..., Op], kernel, stride, padding, ceil_mode, count_include_pad) -> Op:
+    if ceil_mode or (padding not in (0, (0, 0)) and not count_include_pad):
+        raise InputError(f"expected AvgPool2d whose windows all have one size at {name!r}; set ceil_mode=False, padding=0")
+    return make("avgpool", args={"kernel": kernel, "stride": stride, "padding": padding})
+
+
+def _adaptive(name: str, make: Callable[..., Op], size, node: fx.Node) -> Op | None:
+    want = (size, size) if isinstance(size, int) or size is None else tuple(size)
+    have = tuple(_nodes(node)[0].meta["tensor_meta"].shape[2:])
+    want = tuple(h if w is None else w for w, h in zip(want, have, strict=True))
+    if want == (1, 1):
+        return make("avgpool", args={"kernel": None, "keepdim": True})
+    if want == have:
+        return None
+    if all(h % w == 0 for w, h in zip(want, have, strict=True)):
+        kernel = (have[0] // want[0], have[1] // want[1])
+        return make("avgpool", args={"kernel": kernel, "stride": kernel, "padding": 0})
+    raise InputError(f"expected an adaptive pooling that divides its input at {name!r}, got {have} to {want}; use a fixed kernel")
+
+
+def _nodes(node: fx.Node) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    for value in node.args:
+        found += [v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, fx.Node)]
+    if node.op == "call_method" and node.target in ("view", "reshape", "flatten"):
+        return found[:1]  # the sizes may be nodes too
+    return found
+
+
+def _fuse(ops: list[Op]) -> tuple[Op, ...]:
+    """Attach each BatchNorm and ReLU to the layer before it, where that layer feeds nothing else."""
+    fused: dict[str, Op] = {}
+    renamed: dict[str, str] = {}
+    readers: dict[str, int] = {}
+    for op in ops:
+        for name in op.inputs:
+            readers[name] = readers.get(name, 0) + 1
+    for op in ops:
+        alone = readers.get(op.inputs[0], 0) == 1
+        op = replace(op, inputs=tuple(renamed.get(n, n) for n in op.inputs))
+        before = fused.get(op.inputs[0])
+        if before is not None and alone and op.kind == "batchnorm" and before.kind in ("conv", "linear"):
+            if before.norm is None and before.relu is None:
+                fused[before.name] = replace(before, norm=op.module)
+                renamed[op.name] = before.name
+                continue
+        if before is not None and alone and op.kind == "relu" and before.kind in ("conv", "linear", "add", "batchnorm"):
+            if before.relu is None:
+                fused[before.name] = replace(before, relu=op.relu)
+                renamed[op.name] = before.name
+                continue
+        fused[op.name] = op
+    return tuple(fused.values())
