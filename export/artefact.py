@@ -1,0 +1,203 @@
+"""The artefact folder: everything a device or an auditor needs, each file with its SHA-256 in the manifest.
+
+    model.onnx         the network for one target
+    graph.json         the integer graph that the model must reproduce, ...
+    graph.safetensors  ... and its packed weights
+    certificate.json   the proof and the runs (`verify.py`)
+    labels.json        class names, in the order of the logits
+    manifest.json      what the numbers mean, versions, sizes and hashes
+
+The folder is made under a temporary name and renamed, so that there is a whole artefact or none.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from edgeq import __version__
+from edgeq.errors import InputError
+
+from . import graphfile
+from .dialects import build
+from .graph import INPUT, INPUT_ZERO, Conv, IntegerGraph, Linear
+
+FORMAT = 1
+MODEL, GRAPH, TENSORS, CERTIFICATE, LABELS = FILES = (
+    "model.onnx",
+    "graph.json",
+    "graph.safetensors",
+    "certificate.json",
+    "labels.json",
+)
+MANIFEST = "manifest.json"
+ROUNDING = "code = clamp(half_even(accumulator * m / 2^n), lo, hi); integers only, no 64-bit product needed"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A loaded artefact folder whose files have the hashes that its manifest names."""
+
+    path: Path
+    manifest: Mapping[str, Any]  # Any: JSON
+    graph: IntegerGraph
+    model: bytes
+    labels: tuple[str, ...]
+
+
+def save(
+    graph: IntegerGraph,
+    *,
+    path: str | os.PathLike[str],
+    target: str = "ort",
+    origin: Mapping[str, object] | None = None,
+    inputs: "UInt8[np.ndarray, 'batch channels height width'] | None" = None,
+) -> Path:
+    """Translate the graph for a target, prove it, and write the artefact folder.
+
+    Args:
+        graph: The network.
+        path: Folder to make; an artefact that is already there is replaced, any other non-empty folder refused.
+        target: One of `edgeq.export.TARGETS`.
+        origin: Where the network comes from (run folder, seed, commit, ...), kept in the manifest.
+        inputs: Real images to compare the engines on, besides random and extreme ones.
+
+    Raises:
+        InputError: The target or the place is wrong, or the model would not compute the graph exactly.
+    """
+    from .verify import certify
+
+    path = Path(path)
+    _check_place(path)
+    model = build(graph, target).SerializeToString()
+    certificate = certify(graph, model, target=target, inputs=inputs, quick=True)
+    certificate.require_exact()
+    record, tensors = graphfile.to_bytes(graph)
+    files = {MODEL: model, GRAPH: record, TENSORS: tensors, LABELS: _json(list(labels(graph)))}
+    files[CERTIFICATE] = _json(certificate.as_dict())
+    _write_folder(path, files, lambda sizes: _manifest(graph, target, origin or {}, sizes))
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Artefact:
+    """Read an artefact folder and check every hash.
+
+    Raises:
+        InputError: A file is missing or differs from what the manifest says.
+    """
+    from edgeq.files import read_json
+
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"expected an artefact folder with {MANIFEST}, got {path}; make one with `edgeq export`")
+    manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("kind") != "edgeq artefact":
+        raise InputError(f"expected an edgeq artefact of format {FORMAT} in {path / MANIFEST}; export the model again")
+    contents = {name: _checked(path, name, manifest) for name in FILES}
+    graph = graphfile.from_bytes(contents[GRAPH], contents[TENSORS])
+    return Artefact(path, manifest, graph, contents[MODEL], tuple(json.loads(contents[LABELS])))
+
+
+def labels(graph: IntegerGraph) -> tuple[str, ...]:
+    """Return the class names, or numbers where the graph has no names."""
+    count = int(np.prod(graph.edges[graph.output].shape))
+    return graph.classes or tuple(str(index) for index in range(count))
+
+
+def _checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+    from edgeq.files import sha256
+
+    if not (path / name).is_file():
+        raise InputError(f"expected the file {path / name}, got none; the artefact is damaged, export it again")
+    expected, got = manifest.get("files", {}).get(name, {}).get("sha256"), sha256(path / name)
+    if expected != got:
+        raise InputError(
+            f"expected {path / name} with SHA-256 {str(expected)[:12]}…, got {got[:12]}…; "
+            "the file is damaged or was changed, export the model again"
+        )
+    return (path / name).read_bytes()
+
+
+def _check_place(path: Path) -> None:
+    if path.is_file() or path.is_symlink():
+        raise InputError(f"expected a folder to make, got the file {path}; choose another place")
+    if not path.exists():
+        return
+    names = {entry.name for entry in path.iterdir()}
+    strangers = sorted(names - {*FILES, MANIFEST}) or sorted(names if MANIFEST not in names else ())
+    if strangers:
+        raise InputError(
+            f"expected an empty folder or an artefact to replace, got {path} with {strangers[0]!r}; "
+            "choose another place"
+        )
+
+
+def _write_folder(path: Path, files: Mapping[str, bytes], manifest) -> None:
+    from edgeq.files import sha256, write_bytes
+
+    path = path.absolute()
+    token = secrets.token_hex(4)
+    temporary, old = (path.parent / f".{path.name}.{token}.{kind}" for kind in ("tmp", "old"))
+    try:
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        sizes = {name: {"bytes": len(data), "sha256": sha256(temporary / name)} for name, data in files.items()}
+        write_bytes(temporary / MANIFEST, _json(manifest(sizes)))
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise InputError(f"expected to write {path}, got '{error.strerror}'; choose another place") from error
+    finally:
+        for leftover in (temporary, old):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(leftover)
+
+
+def _manifest(graph: IntegerGraph, target: str, origin: Mapping[str, object], files: Mapping) -> dict[str, object]:
+    import onnx
+
+    edge, logits = graph.edges[INPUT], graph.edges[graph.output]
+    return {
+        "kind": "edgeq artefact",
+        "format": FORMAT,
+        "name": graph.name,
+        "bits": graph.bits,
+        "target": target,
+        "input": {
+            "name": INPUT,
+            "dtype": "uint8",
+            "layout": "NCHW",
+            "channels": "RGB" if edge.shape[0] == 3 else edge.shape[0],
+            "shape": ["batch", *edge.shape],
+            "meaning": f"pixels 0...255; code = pixel - {INPUT_ZERO}, real value = code * scale",
+            "scale": edge.scale,
+        },
+        "output": {
+            "name": "logits",
+            "dtype": "int32",
+            "shape": ["batch", *logits.shape],
+            "meaning": "real logit = code * scale; the class is the argmax",
+            "scale": logits.scale,
+        },
+        "classes": list(labels(graph)),
+        "rounding": ROUNDING,
+        "weight_bits": {node.name: node.weight_bits for node in graph.nodes if isinstance(node, Conv | Linear)},
+        "origin": dict(origin),
+        "versions": {"edgeq": __version__, "onnx": onnx.__version__, "numpy": np.__version__},
+        "files": dict(files),
+    }
+
+
+def _json(obj: object) -> bytes:
+    return (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

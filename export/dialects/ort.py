@@ -1,0 +1,230 @@
+"""ONNX Runtime: quantized operators (QLinearConv and friends) on uint8, so that nothing is left to fusion.
+
+An edge of codes `lo...hi` travels as uint8 `code + zero` with zero = max(0, -lo): 0 after a ReLU, 128 for the image.
+So every operator's own saturation at 0 is the floor, and a ceiling below 255 costs one uint8 `Min` (left out where
+no input can reach it).
+
+ONNX Runtime requantizes as `half_even(float32(acc) * float32(x_scale * w_scale / y_scale))`. With both tensor scales 1
+and w_scale[c] = m_c * 2^-n its factor is exactly ours, and `multiplier.py` shows that the products are exact:
+
+    Conv        QLinearConv, int32 bias                  Linear     QGemm; the logits MatMulInteger and an int32 Add
+    Add         QLinearAdd, scales m_a/2^n, m_b/2^n, 1   Rescale    QLinearLeakyRelu(alpha 1): a 256-entry table inside
+    AvgPool     QLinearGlobalAveragePool with x_scale = M * area (the kernel divides it by the area), or, for windows,
+                a depthwise QLinearConv with weights 1
+
+The engine computes the table of a Rescale in float32; all codes are tried here, and where one differs the table is
+written out (Cast and Gather).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeq.errors import InputError
+
+from ..graph import (
+    INPUT,
+    Add,
+    AvgPool,
+    Concat,
+    Conv,
+    Edge,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool,
+    Node,
+    Rescale,
+    reach,
+)
+from ..reference import half_even_ratio
+from .writer import MICROSOFT, Writer
+
+if TYPE_CHECKING:
+    import onnx
+
+LOGITS = "logits"  # name of the model's output
+ONE = np.float32(1)
+
+
+def zero_point(edge: Edge) -> int:
+    """Return the uint8 that stands for code 0 on an edge."""
+    return max(0, -edge.lo)
+
+
+def build(graph: IntegerGraph) -> "onnx.ModelProto":
+    """Translate the integer graph to ONNX.
+
+    Raises:
+        InputError: Some edge's codes do not fit into a byte, or the last node does not give int32 logits.
+    """
+    from onnx import TensorProto, helper
+
+    last = graph.nodes[-1]
+    if not (isinstance(last, Linear) and last.requant is None):
+        raise InputError(f"expected a last Linear without requant, got {type(last).__name__} {last.name!r}; add one")
+    for name, edge in graph.edges.items():
+        if name != graph.output and edge.hi + zero_point(edge) > 255:
+            raise InputError(f"expected codes that fit into a byte, got {edge.lo}..{edge.hi} on {name!r}; narrow them")
+    writer = _Ort(graph, Writer({INPUT: INPUT, graph.output: LOGITS}))
+    writer.w.add_weights([node for node in graph.nodes if isinstance(node, Conv | Linear)])
+    for node in graph.nodes:
+        writer.translate(node)
+    image = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *graph.input_shape])
+    logits = helper.make_tensor_value_info(LOGITS, TensorProto.INT32, ["batch", *graph.edges[graph.output].shape])
+    return writer.w.model(graph.name, [image], [logits])
+
+
+@dataclass(frozen=True)
+class _Ort:
+    """One translation: the graph, and the model written so far."""
+
+    graph: IntegerGraph
+    w: Writer
+
+    def translate(self, node: Node) -> None:
+        match node:
+            case Conv():
+                self._conv(node)
+            case Linear():
+                self._linear(node)
+            case Add():
+                self._add(node)
+            case Rescale():
+                self._rescale(node)
+            case AvgPool():
+                self._average(node)
+            case MaxPool():
+                attributes = {"kernel_shape": node.kernel, "strides": node.stride, "pads": node.padding}
+                self.w.node("MaxPool", [self._moved(node.input, node.name)], node.name, **attributes)
+            case Concat():
+                self.w.node("Concat", [self._moved(name, node.name) for name in node.operands], node.name, axis=1)
+            case Flatten():
+                self.w.node("Flatten", [self._moved(node.input, node.name)], node.name, axis=1)
+
+    def _conv(self, node: Conv) -> None:
+        edge, rq = self.graph.edges[node.input], node.requant
+        given = {"strides": node.stride, "pads": node.padding, "dilations": node.dilation, "group": node.groups}
+        default = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
+        attributes = {key: value for key, value in given.items() if value != default[key]}
+        top = _ratio(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
+        inputs = [*self._tensor(node.input), self.w.weight(node.name), *self._scale(rq.m, rq.n), *self._out(node.name)]
+        self._emit(node, (rq.lo, rq.hi, top), "QLinearConv", [*inputs, self.w.const(node.bias)], **attributes)
+
+    def _linear(self, node: Linear) -> None:
+        edge, rq, weight = self.graph.edges[node.input], node.requant, self.w.weight(node.name)
+        name, one, zero = self._tensor(node.input)
+        if rq is None:
+            out = self.w.name(node.name)
+            product = f"{out}:product" if node.bias.any() else out
+            self.w.node("MatMulInteger", [name, weight, zero], product)
+            if node.bias.any():
+                self.w.node("Add", [product, self.w.const(node.bias)], out)
+            return
+        top = _ratio(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
+        inputs = [name, one, zero, weight, *self._scale(rq.m, rq.n), self.w.const(node.bias), *self._out(node.name)]
+        self._emit(node, (rq.lo, rq.hi, top), "QGemm", inputs, domain=MICROSOFT)
+
+    def _add(self, node: Add) -> None:
+        a, b = self.graph.edges[node.a], self.graph.edges[node.b]
+        scale_a, scale_b = (self.w.const(_real(m, node.n)) for m in (node.m_a, node.m_b))
+        (name_a, _, zero_a), (name_b, _, zero_b) = self._tensor(node.a), self._tensor(node.b)
+        inputs = [name_a, scale_a, zero_a, name_b, scale_b, zero_b, *self._out(node.name)]
+        top = _ratio(a.hi * node.m_a + b.hi * node.m_b, node.n)
+        self._emit(node, (node.lo, node.hi, top), "QLinearAdd", inputs, domain=MICROSOFT)
+
+    def _rescale(self, node: Rescale) -> None:
+        edge, out = self.graph.edges[node.input], self.graph.edges[node.name]
+        codes = np.arange(edge.lo, edge.hi + 1, dtype=np.int32)
+        exact = half_even_ratio(codes, node.num, node.den)
+        if node.num == node.den and zero_point(edge) == zero_point(out):
+            self._clamp(node.name, self.w.name(node.input), (node.lo, node.hi), edge)
+        elif np.array_equal(np.rint(codes * np.float32(node.num) / np.float32(node.den)), exact):
+            self._table(node, np.float32(node.num), np.float32(node.den), int(exact.max()))
+        else:
+            table = np.zeros(256, np.uint8)
+            table[codes + zero_point(edge)] = np.clip(exact, node.lo, node.hi) + zero_point(out)
+            self.w.node("Cast", [self.w.name(node.input)], f"{node.name}:index", to=6)  # TensorProto.INT32
+            self.w.node("Gather", [self.w.const(table), f"{node.name}:index"], node.name)
+
+    def _table(self, node: Rescale, x_scale: np.float32, y_scale: np.float32, top: int) -> None:
+        name, _, zero = self._tensor(node.input)
+        y_zero = self.w.const(np.uint8(zero_point(self.graph.edges[node.name])))
+        inputs = [name, self.w.const(x_scale), zero, self.w.const(y_scale), y_zero]
+        self._emit(node, (node.lo, node.hi, top), "QLinearLeakyRelu", inputs, domain=MICROSOFT, alpha=1.0)
+
+    def _average(self, node: AvgPool) -> None:
+        edge, rq = self.graph.edges[node.input], node.requant
+        channels, height, width = edge.shape
+        window = node.kernel or (height, width)
+        area, m = window[0] * window[1], int(rq.m.max())
+        top = _ratio(edge.reach * area * m, rq.n)
+        name, one, zero = self._tensor(node.input)
+        if node.kernel is None and len(rq.m) == 1 and m * area < 1 << 24:
+            inputs = [name, self.w.const(_real(m * area, rq.n)), zero, *self._out(node.name)]
+            self._emit(node, (rq.lo, rq.hi, top), "QLinearGlobalAveragePool", inputs, domain=MICROSOFT, channels_last=0)
+            return
+        attributes = {"strides": node.stride, "pads": node.padding, "group": channels}
+        ones = self.w.const(np.ones((channels, 1, *window), np.int8))
+        inputs = [name, one, zero, ones, *self._scale(rq.m, rq.n), *self._out(node.name)]
+        self._emit(node, (rq.lo, rq.hi, top), "QLinearConv", inputs, **attributes)
+
+    def _tensor(self, edge: str) -> tuple[str, str, str]:
+        """Return an edge's tensor, its scale 1 and its zero point."""
+        return self.w.name(edge), self.w.const(ONE), self.w.const(np.uint8(zero_point(self.graph.edges[edge])))
+
+    def _out(self, edge: str) -> tuple[str, str]:
+        return self._tensor(edge)[1:]
+
+    def _scale(self, m: np.ndarray, n: int) -> tuple[str, str]:
+        """Return a weight's scale and its zero point, one number for all channels where they agree."""
+        return self.w.const(_real(m[0] if (m == m[0]).all() else m, n)), self.w.const(np.int8(0))
+
+    def _moved(self, edge: str, onto: str) -> str:
+        """Return an edge's tensor with the zero point of another edge."""
+        source, target = (self.graph.edges[name] for name in (edge, onto))
+        if zero_point(source) == zero_point(target):
+            return self.w.name(edge)
+        name, one, zero = self._tensor(edge)
+        moved = f"{edge}:for:{onto}"
+        inputs = [name, one, zero, *self._out(onto)]
+        self.w.node("QLinearLeakyRelu", inputs, moved, domain=MICROSOFT, alpha=1.0)
+        return moved
+
+    def _emit(self, node: Node, limits: tuple[int, int, int], op: str, inputs: list[str], **attributes: Any) -> None:
+        """Write an operator and the clamp to lo...hi after it; no output is above `top`."""
+        lo, hi, top = limits
+        zero = zero_point(self.graph.edges[node.name])
+        natural = Edge(-zero, min(top, 255 - zero), 1, ())
+        raw = node.name if lo <= natural.lo and hi >= natural.hi else f"{node.name}:raw"
+        self.w.node(op, inputs, raw, **attributes)
+        self._clamp(node.name, raw, (lo, hi), natural)
+
+    def _clamp(self, name: str, source: str, limits: tuple[int, int], edge: Edge) -> None:
+        """Write the uint8 Max and Min that keep codes of `edge` within lo...hi, each where it is needed."""
+        zero = zero_point(self.graph.edges[name])
+        steps = [("Max", limits[0])] if limits[0] > edge.lo else []
+        steps += [("Min", limits[1])] if limits[1] < edge.hi else []
+        for index, (op, limit) in enumerate(steps):
+            target = name if index + 1 == len(steps) else f"{name}:floor"
+            self.w.node(op, [source, self.w.const(np.uint8(limit + zero))], target)
+            source = target
+        if source != name and not steps:
+            self.w.node("Identity", [source], name)
+
+
+def _real(m: int | np.integer | np.ndarray, n: int) -> np.ndarray:
+    """Return m * 2^-n, which float32 holds exactly."""
+    return np.asarray(np.float32(m) * np.float32(2.0**-n))
+
+
+def _ratio(value: int, n: int) -> int:
+    """Return the smallest integer at or above value / 2^n."""
+    return -(-value >> n)
+
+
+def observe(graph: IntegerGraph) -> dict[str, tuple[str, int]]:
+    """Return for every node's edge the tensor of the model that carries it and the number that stands for code 0."""
+    zeros = {name: 0 if name == graph.output else zero_point(edge) for name, edge in graph.edges.items()}
+    return {node.name: (LOGITS if node.name == graph.output else node.name, zeros[node.name]) for node in graph.nodes}

@@ -1,0 +1,148 @@
+"""Writing ONNX models: shared constants, packed weights, and the smallest opset that holds them.
+
+Weights of 8 bits are INT8 initializers; of 4 and 2 bits INT4 and INT2 initializers behind a Cast. ONNX has no type for
+3, 5, 6 and 7 bits: there all layers of one width share one packed string of bytes per plane (`pack.py`) and one
+chain of standard operators that unpacks it and splits it into layers. ONNX Runtime evaluates either while it loads.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeq import __version__
+
+from ..graph import Conv, Linear
+from ..pack import pack_planes, planes
+
+if TYPE_CHECKING:
+    import onnx
+
+MICROSOFT = "com.microsoft"
+TYPED_BITS = {8: (18, 8), 4: (21, 10), 2: (25, 13)}  # widths with an ONNX type -> first opset, its IR version
+
+
+class Writer:
+    """Collects nodes and initializers of one model.
+
+    Args:
+        names: Edges whose tensors have another name in the model.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = dict(names)
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._weights: dict[str, str] = {}
+        self._version = TYPED_BITS[8]
+        self._domains: set[str] = set()
+
+    def name(self, edge: str) -> str:
+        """Return the tensor that carries an edge."""
+        return self._names.get(edge, edge)
+
+    def weight(self, layer: str) -> str:
+        """Return the INT8 tensor of a layer's weights."""
+        return self._weights[layer]
+
+    def const(self, value: np.ndarray | np.generic) -> str:
+        """Return the name of an initializer; equal ones are stored once."""
+        array = np.asarray(value)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._shared:
+            self._shared[key] = self._initializer(array)
+        return self._shared[key]
+
+    def node(self, op: str, inputs: Sequence[str], output: str | Sequence[str], *, domain: str = "", **attributes: Any):
+        """Append an operator; the attributes are those of the operator, of any type that ONNX knows."""
+        from onnx import helper
+
+        outputs = [output] if isinstance(output, str) else list(output)
+        self._domains.add(domain)
+        self._nodes.append(helper.make_node(op, list(inputs), outputs, domain=domain, **attributes))
+
+    def add_weights(self, layers: Sequence[Conv | Linear]) -> None:
+        """Store the weights of all layers, each packed at its width."""
+        untyped: dict[int, list[Conv | Linear]] = {}
+        for layer in layers:
+            if layer.weight_bits in TYPED_BITS:
+                self._weights[layer.name] = self._typed(_onnx_weight(layer), layer.weight_bits)
+            else:
+                untyped.setdefault(layer.weight_bits, []).append(layer)
+        for bits, group in untyped.items():
+            self._unpacked(group, bits)
+
+    def model(self, name: str, inputs: "list[onnx.ValueInfoProto]", outputs: "list[onnx.ValueInfoProto]"):
+        """Return the checked model."""
+        import onnx
+        from onnx import helper
+
+        opset, ir_version = self._version
+        imports = [helper.make_opsetid(domain, 1 if domain else opset) for domain in sorted(self._domains)]
+        graph = helper.make_graph(self._nodes, name, inputs, outputs, self._initializers)
+        model = helper.make_model(
+            graph, opset_imports=imports, ir_version=ir_version, producer_name="edgeq", producer_version=__version__
+        )
+        onnx.checker.check_model(model)
+        return model
+
+    def _initializer(self, array: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        name = f"c{len(self._initializers)}"
+        self._initializers.append(numpy_helper.from_array(array, name))  # raw bytes, not variable-length integers
+        return name
+
+    def _typed(self, weight: np.ndarray, bits: int) -> str:
+        import ml_dtypes
+        from onnx import TensorProto
+
+        if bits == 8:
+            return self._initializer(weight)
+        self._version = max(self._version, TYPED_BITS[bits])
+        packed = self._initializer(weight.astype(ml_dtypes.int4 if bits == 4 else ml_dtypes.int2))
+        self.node("Cast", [packed], f"{packed}w", to=TensorProto.INT8)
+        return f"{packed}w"
+
+    def _unpacked(self, layers: Sequence[Conv | Linear], bits: int) -> None:
+        """Emit: shift every plane into its place, join the planes, sign, and one slice and shape per layer."""
+        from onnx import TensorProto
+
+        weights = [_onnx_weight(layer) for layer in layers]
+        flat = np.concatenate([weight.reshape(-1) for weight in weights])
+        sizes = [weight.size for weight in weights]
+        if rest := -len(flat) % 8:  # then all planes unpack to the same length
+            flat, sizes = np.pad(flat, (0, rest)), [*sizes, rest]
+        tag = f"w{bits}"
+        joined = self._join(pack_planes(flat, bits), bits, tag)
+        sign = 1 << (bits - 1)
+        self.node("BitwiseXor", [joined, self.const(np.uint8(sign))], f"{tag}x")  # two's complement -> offset
+        self.node("Cast", [f"{tag}x"], f"{tag}i", to=TensorProto.INT32)
+        self.node("Sub", [f"{tag}i", self.const(np.int32(sign))], f"{tag}d")
+        self.node("Cast", [f"{tag}d"], f"{tag}c", to=TensorProto.INT8)
+        parts = [f"{tag}_{index}" for index in range(len(sizes))]
+        self.node("Split", [f"{tag}c", self.const(np.array(sizes, np.int64))], parts, axis=0)
+        for layer, weight, part in zip(layers, weights, parts, strict=False):
+            self.node("Reshape", [part, self.const(np.array(weight.shape, np.int64))], f"{part}w")
+            self._weights[layer.name] = f"{part}w"
+
+    def _join(self, packed: list[np.ndarray], bits: int, tag: str) -> str:
+        joined, offset = "", 0
+        for width, data in zip(planes(bits), packed, strict=True):
+            part = f"{tag}p{width}"
+            shifts = np.arange(8 // width, dtype=np.uint8) * np.uint8(width)
+            self.node("BitShift", [self._initializer(data[:, None]), self.const(shifts)], f"{part}s", direction="RIGHT")
+            self.node("BitwiseAnd", [f"{part}s", self.const(np.uint8((1 << width) - 1))], f"{part}a")
+            self.node("Reshape", [f"{part}a", self.const(np.array([-1], np.int64))], part)
+            if offset:
+                self.node("BitShift", [part, self.const(np.uint8(offset))], f"{part}l", direction="LEFT")
+                self.node("BitwiseOr", [joined, f"{part}l"], f"{part}j")
+            joined = f"{part}j" if offset else part
+            offset += width
+        return joined
+
+
+def _onnx_weight(layer: Conv | Linear) -> np.ndarray:
+    """Return the weights as the operators want them: MatMulInteger and QGemm multiply x by an (in, out) matrix."""
+    return np.ascontiguousarray(layer.weight if isinstance(layer, Conv) else layer.weight.T)

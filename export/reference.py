@@ -1,0 +1,106 @@
+"""The NumPy interpreter of `IntegerGraph`: *the* definition of what every other executor must reproduce.
+
+Sums of products run as float64 matrix products. Every partial sum is an integer below 2^53 (asserted from the
+operands), so they are exact in any order; all else is int32/int64 arithmetic.
+"""
+
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float64, Int32, UInt8
+
+from .graph import INPUT, INPUT_ZERO, Add, AvgPool, Concat, Conv, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale
+from .multiplier import half_even_shift, requantize
+
+Codes = Int32[np.ndarray, "batch *dims"]
+Padding = tuple[int, int, int, int]
+
+
+def run(graph: IntegerGraph, images: UInt8[np.ndarray, "batch channels height width"]) -> dict[str, np.ndarray]:
+    """Return the codes of every edge, by name, for a batch of images."""
+    if images.dtype != np.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != graph.input_shape:
+        raise ValueError(
+            f"expected uint8 images of shape (batch, {', '.join(map(str, graph.input_shape))}), "
+            f"got {images.dtype} {images.shape}; resize and convert them first"
+        )
+    codes: dict[str, np.ndarray] = {INPUT: images.astype(np.int32) - INPUT_ZERO}
+    for node in graph.nodes:
+        codes[node.name] = step(node, [codes[name] for name in node.inputs])
+    return codes
+
+
+def step(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
+    """Return a node's output codes for its input codes."""
+    match node:
+        case Conv():
+            return requantize(_conv_acc(node, inputs[0]), node.requant)
+        case Linear():
+            acc = _exact_matmul(inputs[0], node.weight.T) + node.bias
+            return acc.astype(np.int32) if node.requant is None else requantize(acc, node.requant)
+        case Add():
+            total = inputs[0].astype(np.int64) * node.m_a + inputs[1].astype(np.int64) * node.m_b
+            return np.clip(half_even_shift(total, node.n), node.lo, node.hi).astype(np.int32)
+        case Rescale():
+            return np.clip(half_even_ratio(inputs[0], node.num, node.den), node.lo, node.hi).astype(np.int32)
+        case MaxPool():
+            view = _windows(inputs[0], node.kernel, node.stride, (1, 1), node.padding, fill=np.iinfo(np.int32).min)
+            return view.max(axis=(4, 5))
+        case AvgPool(kernel=None):
+            total = inputs[0].sum(axis=(2, 3), keepdims=True, dtype=np.int64)
+            return requantize(total, _per_channel(node, total.shape[1]))
+        case AvgPool():
+            kernel = cast(tuple[int, int], node.kernel)
+            total = _windows(inputs[0], kernel, node.stride, (1, 1), node.padding).sum(axis=(4, 5), dtype=np.int64)
+            return requantize(total, _per_channel(node, total.shape[1]))
+        case Concat():
+            return np.concatenate(inputs, axis=1)
+        case Flatten():
+            return inputs[0].reshape(len(inputs[0]), -1)
+
+
+def half_even_ratio(x: Int32[np.ndarray, "*dims"], num: int, den: int) -> np.ndarray:
+    """Return x * num / den rounded half to even, exactly."""
+    top = x.astype(np.int64) * num
+    floor = top // den
+    rest2 = 2 * (top - floor * den)
+    return floor + ((rest2 > den) | ((rest2 == den) & (floor % 2 == 1)))
+
+
+def _per_channel(node: AvgPool, channels: int):
+    rq = node.requant
+    return type(rq)(np.broadcast_to(rq.m, (channels,)).astype(np.int32), rq.n, rq.lo, rq.hi)
+
+
+def _conv_acc(node: Conv, x: np.ndarray) -> np.ndarray:
+    out, per_group, kh, kw = node.weight.shape
+    view = _windows(x, (kh, kw), node.stride, node.dilation, node.padding)  # n c h w kh kw
+    n, channels, h, w = view.shape[:4]
+    grouped = view.reshape(n, node.groups, channels // node.groups, h, w, kh, kw)
+    columns = grouped.transpose(1, 0, 3, 4, 2, 5, 6).reshape(node.groups, n * h * w, per_group * kh * kw)
+    kernels = node.weight.reshape(node.groups, out // node.groups, per_group * kh * kw).transpose(0, 2, 1)
+    acc = _exact_matmul(columns, kernels)  # groups, n*h*w, out/groups
+    acc = acc.reshape(node.groups, n, h, w, out // node.groups).transpose(1, 0, 4, 2, 3).reshape(n, out, h, w)
+    return acc + node.bias[None, :, None, None]
+
+
+def _exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    limit = int(np.abs(a).max(initial=0)) * int(np.abs(b.astype(np.int32)).max(initial=0)) * a.shape[-1]
+    assert limit < 1 << 53, limit
+    product: Float64[np.ndarray, "..."] = a.astype(np.float64) @ b.astype(np.float64)
+    return product.astype(np.int64)
+
+
+def _windows(
+    x: np.ndarray,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    padding: Padding,
+    fill: int = 0,
+) -> np.ndarray:
+    """Return a view (batch, channels, out_h, out_w, kh, kw) of the padded input."""
+    top, left, bottom, right = padding
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+    view = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(2, 3))
+    return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]

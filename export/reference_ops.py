@@ -1,0 +1,59 @@
+"""ONNX Runtime's own operators for `onnx.reference`, written from the formulas in their documentation.
+
+They share no code with the interpreter or with ONNX Runtime: float64, one line each, `saturate(round(...) + zero)`.
+"""
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+
+def _quantized(real: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    limits = np.iinfo(zero.dtype)
+    return np.clip(np.rint(real / np.float64(scale)) + int(zero), limits.min, limits.max).astype(zero.dtype)
+
+
+def _real(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    return (codes.astype(np.float64) - int(zero)) * scale.astype(np.float64)
+
+
+class QLinearAdd(OpRun):
+    """C = (A_scale (A - A_zero) + B_scale (B - B_zero)) / C_scale + C_zero."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero):
+        return (_quantized(_real(a, a_scale, a_zero) + _real(b, b_scale, b_zero), c_scale, c_zero),)
+
+
+class QGemm(OpRun):
+    """Y = (A_scale B_scale (A - A_zero)(B - B_zero) + C) / Y_scale + Y_zero; C is in units of A_scale B_scale."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero, alpha=None, transA=None, transB=None):
+        b = b.T if transB else b
+        product = (a.astype(np.int64) - int(a_zero)) @ (b.astype(np.int64) - int(b_zero)) + c
+        return (_quantized(product * (a_scale.astype(np.float64) * b_scale), y_scale, y_zero),)
+
+
+class QLinearLeakyRelu(OpRun):
+    """Y = f(X) / Y_scale + Y_zero, where f(x) is x for x >= 0 and alpha x below."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x, x_scale, x_zero, y_scale, y_zero, alpha=None):
+        real = _real(x, x_scale, x_zero)
+        return (_quantized(np.where(real >= 0, real, real * (0.01 if alpha is None else alpha)), y_scale, y_zero),)
+
+
+class QLinearGlobalAveragePool(OpRun):
+    """The mean over the plane, from one scale to another."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x, x_scale, x_zero, y_scale, y_zero, channels_last=None):
+        axes = tuple(range(1, x.ndim - 1)) if channels_last else tuple(range(2, x.ndim))
+        return (_quantized(_real(x, x_scale, x_zero).mean(axes, keepdims=True), y_scale, y_zero),)
+
+
+OPERATORS: tuple[type[OpRun], ...] = (QLinearAdd, QGemm, QLinearLeakyRelu, QLinearGlobalAveragePool)

@@ -1,0 +1,175 @@
+"""The proof that a model computes its integer graph, and the runs that would show if the proof had a hole.
+
+For every input, by argument:
+    inequality   m * |acc| <= 2^24 wherever the output does not saturate, per channel: then float32 requantization
+                 is the integer rule (`multiplier.py`)
+    int32        no accumulator leaves 32 bits
+For every input, by exhaustion, in the engine itself (`sweep.py`):
+    requantizer  accumulators beside every threshold of every channel, with the model's own scales
+    table        all codes of each Rescale, all pairs of codes of each Add
+On random, extreme and given images: every edge of every engine against the interpreter, code by code (`engines.py`).
+"""
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+
+from edgeq import __version__
+from edgeq.errors import InputError
+
+from .certificate import Certificate, Proof
+from .compare import compare
+from .engines import ENGINES
+from .graph import AvgPool, Conv, IntegerGraph, Linear, reach
+from .multiplier import requant_is_exact, saturation
+
+if TYPE_CHECKING:
+    from .artefact import Artefact
+
+Images = UInt8[np.ndarray, "batch channels height width"]
+INT32_LIMIT = 1 << 31
+RANDOM = {True: 6, False: 50}  # random images of the quick and of the thorough form
+GIVEN = {True: 4, False: None}  # given images that are used
+SLOW = {True: 1, False: 8}  # images for onnx.reference, which is slower than the rest
+
+
+def verify(
+    artefact: "str | os.PathLike[str] | Artefact",
+    *,
+    inputs: Images | None = None,
+    engines: tuple[str, ...] = ENGINES,
+) -> Certificate:
+    """Check an artefact's hashes, prove its model again, and run every engine.
+
+    Args:
+        artefact: The folder, or what `load` made of it.
+        inputs: Real images to compare on, besides random and extreme ones.
+        engines: Which of `torch`, `onnx.reference` and `onnxruntime` to run.
+
+    Returns:
+        The certificate; `exact` is the verdict and `failures()` names the layers.
+
+    Raises:
+        InputError: The artefact is damaged or the images do not fit.
+    """
+    from .artefact import Artefact, load
+
+    loaded = artefact if isinstance(artefact, Artefact) else load(artefact)
+    target = str(loaded.manifest["target"])
+    return certify(loaded.graph, loaded.model, target=target, inputs=inputs, engines=engines, quick=False)
+
+
+def certify(
+    graph: IntegerGraph,
+    model: bytes,
+    *,
+    target: str = "ort",
+    inputs: Images | None = None,
+    engines: tuple[str, ...] = ENGINES,
+    quick: bool = False,
+) -> Certificate:
+    """Return the certificate of a model for a graph; `quick` runs fewer images and leaves out the slow engine."""
+    kinds = test_images(graph, inputs, quick=quick)
+    runs = compare(graph, model, np.concatenate(list(kinds.values())), engines=engines, slow_images=SLOW[quick])
+    return Certificate(
+        name=graph.name,
+        bits=graph.bits,
+        target=target,
+        quick=quick,
+        model_sha256=hashlib.sha256(model).hexdigest(),
+        inputs={kind: len(images) for kind, images in kinds.items()},
+        proofs=prove(graph, model),
+        runs=runs,
+        needs_vnni=needs_vnni(graph),
+        versions=_versions(),
+    )
+
+
+def prove(graph: IntegerGraph, model: bytes) -> tuple[Proof, ...]:
+    """Return every statement about every layer, in topological order of the layers."""
+    import onnx
+
+    from .sweep import sweep
+
+    swept = {proof.layer: proof for proof in sweep(graph, onnx.load_from_string(model))}
+    proofs: list[Proof] = []
+    for node in graph.nodes:
+        if isinstance(node, Conv | Linear | AvgPool):
+            proofs += _argued(graph, node)
+        if node.name in swept:
+            proofs.append(swept[node.name])
+    return tuple(proofs)
+
+
+def _argued(graph: IntegerGraph, node: Conv | Linear | AvgPool) -> list[Proof]:
+    edge, rq = graph.edges[node.inputs[0]], node.requant
+    if isinstance(node, AvgPool):
+        height, width = node.kernel or edge.shape[1:]
+        bound = np.full(len(node.requant.m), edge.reach * height * width, np.int64)
+    else:
+        bound = reach(node, edge)
+    largest = int(bound.max())
+    fits = largest < INT32_LIMIT
+    proofs = [Proof(node.name, "int32", len(bound), fits, "" if fits else f"accumulators reach {largest}")]
+    if rq is None:
+        return proofs
+    exact = requant_is_exact(rq, bound)
+    detail = ""
+    if not exact.all():
+        channel = int(np.argmin(exact))
+        acc = min(saturation(int(rq.m[channel]), rq.n, rq.lo, rq.hi) - 1, int(bound[channel]))
+        detail = (
+            f"channel {channel}: multiplier {rq.m[channel]} * 2^-{rq.n} times accumulator {acc} is above 2^24 "
+            f"({int((~exact).sum())} of {len(exact)} channels)"
+        )
+    return [Proof(node.name, "inequality", len(exact), bool(exact.all()), detail), *proofs]
+
+
+def needs_vnni(graph: IntegerGraph) -> tuple[str, ...]:
+    """Return the layers whose neighbouring products can exceed 16 bits.
+
+    ONNX Runtime multiplies uint8 by int8 with `vpmaddubsw` on x86 processors that have AVX2 but neither VNNI nor AMX;
+    it adds two products in 16 bits and saturates.
+    """
+    found = []
+    for node in graph.nodes:
+        if isinstance(node, Conv | Linear):
+            edge = graph.edges[node.input]
+            raw = edge.hi + max(0, -edge.lo)  # largest byte on the edge
+            if 2 * raw * int(np.abs(node.weight.astype(np.int32)).max(initial=0)) >= 1 << 15:
+                found.append(node.name)
+    return tuple(found)
+
+
+def test_images(graph: IntegerGraph, given: Images | None, *, quick: bool) -> dict[str, np.ndarray]:
+    """Return the images by kind: random (white and smooth), extreme, and the given ones."""
+    shape = graph.input_shape
+    rng = np.random.default_rng(0)
+    count = RANDOM[quick]
+    white = rng.integers(0, 256, (count // 2, *shape), np.uint8)
+    coarse = rng.integers(0, 256, (count - count // 2, shape[0], -(-shape[1] // 8), -(-shape[2] // 8)), np.uint8)
+    smooth = coarse.repeat(8, 2).repeat(8, 3)[:, :, : shape[1], : shape[2]]
+    board = (np.indices(shape).sum(0) % 2 * 255).astype(np.uint8)
+    ramp = np.broadcast_to(np.linspace(0, 255, shape[2]).astype(np.uint8), shape)
+    flat = [np.full(shape, value, np.uint8) for value in (0, 128, 255)]
+    kinds = {"random": np.concatenate([white, smooth]), "extreme": np.stack([*flat, board, 255 - board, ramp])}
+    if given is not None:
+        if given.dtype != np.uint8 or given.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise InputError(
+                f"expected uint8 images of shape (batch, {expected}), got {given.dtype} {given.shape}; convert them"
+            )
+        kinds["given"] = given[: GIVEN[quick]]
+    return kinds
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+    import torch
+
+    packages = {"onnx": onnx, "onnxruntime": onnxruntime, "torch": torch, "numpy": np}
+    return {"edgeq": __version__, **{name: package.__version__ for name, package in packages.items()}}
