@@ -36,16 +36,6 @@ class QGemm(OpRun):
         return (_quantized(product * (a_scale.astype(np.float64) * b_scale), y_scale, y_zero),)
 
 
-class QLinearLeakyRelu(OpRun):
-    """Y = f(X) / Y_scale + Y_zero, where f(x) is x for x >= 0 and alpha x below."""
-
-    op_domain = "com.microsoft"
-
-    def _run(self, x, x_scale, x_zero, y_scale, y_zero, alpha=None):
-        real = _real(x, x_scale, x_zero)
-        return (_quantized(np.where(real >= 0, real, real * (0.01 if alpha is None else alpha)), y_scale, y_zero),)
-
-
 class QLinearGlobalAveragePool(OpRun):
     """The mean over the plane, from one scale to another."""
 
@@ -56,4 +46,4 @@ class QLinearGlobalAveragePool(OpRun):
         return (_quantized(_real(x, x_scale, x_zero).mean(axes, keepdims=True), y_scale, y_zero),)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (QLinearAdd, QGemm, QLinearLeakyRelu, QLinearGlobalAveragePool)
+OPERATORS: tuple[type[OpRun], ...] = (QLinearAdd, QGemm, QLinearGlobalAveragePool)

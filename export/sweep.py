@@ -129,7 +129,9 @@ def _run_average(operator: "onnx.NodeProto", model: _Model, acc: np.ndarray, edg
     x = planes.astype(np.uint8).reshape(1, -1, height, width)
     names = list(operator.input)[1:]
     values = {name: model.array(name) for name in names}
-    out = _run_one(operator.op_type, ["x", *names], values, {"x": x}, domain=operator.domain, channels_last=0)
+    last = next((attribute.i for attribute in operator.attribute if attribute.name == "channels_last"), 0)
+    x = np.ascontiguousarray(np.moveaxis(x, 1, 3)) if last else x
+    out = _run_one(operator.op_type, ["x", *names], values, {"x": x}, domain=operator.domain, channels_last=last)
     return out.reshape(acc.shape).astype(np.int32)
 
 

@@ -1,19 +1,20 @@
 """ONNX Runtime: quantized operators (QLinearConv and friends) on uint8, so that nothing is left to fusion.
 
 An edge of codes `lo...hi` travels as uint8 `code + zero` with zero = max(0, -lo): 0 after a ReLU, 128 for the image.
-So every operator's own saturation at 0 is the floor, and a ceiling below 255 costs one uint8 `Min` (left out where
-no input can reach it).
+So every operator's own saturation at 0 is the floor, and a ceiling below 255 costs one uint8 `Clip` (left out where
+no input can reach it). `Clip` with the ceiling alone is 2 % of a small network cheaper than `Min`, and its limits are
+scalars that the engine's layout pass leaves alone.
 
 ONNX Runtime requantizes as `half_even(float32(acc) * float32(x_scale * w_scale / y_scale))`. With both tensor scales 1
 and w_scale[c] = m_c * 2^-n its factor is exactly ours, and `multiplier.py` shows that the products are exact:
 
     Conv        QLinearConv, int32 bias                  Linear     QGemm; the logits MatMulInteger and an int32 Add
-    Add         QLinearAdd, scales m_a/2^n, m_b/2^n, 1   Rescale    QLinearLeakyRelu(alpha 1): a 256-entry table inside
+    Add         QLinearAdd, scales m_a/2^n, m_b/2^n, 1   Rescale    QLinearAdd of the number 0, scale num/den
     AvgPool     QLinearGlobalAveragePool with x_scale = M * area (the kernel divides it by the area), or, for windows,
                 a depthwise QLinearConv with weights 1
 
-The engine computes the table of a Rescale in float32; all codes are tried here, and where one differs the table is
-written out (Cast and Gather).
+num/den is no short float32: all codes of a Rescale are tried here, and where one would differ a table is written out
+(Cast and Gather). Adding 0 costs a third of the 256-entry table inside QLinearLeakyRelu, which is not vectorised.
 """
 
 from dataclasses import dataclass
@@ -136,23 +137,39 @@ class _Ort:
 
     def _rescale(self, node: Rescale) -> None:
         edge, out = self.graph.edges[node.input], self.graph.edges[node.name]
-        codes = np.arange(edge.lo, edge.hi + 1, dtype=np.int32)
-        exact = half_even_ratio(codes, node.num, node.den)
         if node.num == node.den and zero_point(edge) == zero_point(out):
             self._clamp(node.name, self.w.name(node.input), (node.lo, node.hi), edge)
-        elif np.array_equal(np.rint(codes * np.float32(node.num) / np.float32(node.den)), exact):
-            self._table(node, np.float32(node.num), np.float32(node.den), int(exact.max()))
-        else:
+            return
+        codes = np.arange(edge.lo, edge.hi + 1, dtype=np.int32)
+        exact = half_even_ratio(codes, node.num, node.den)
+        scale = _float_scale(codes, (zero_point(edge), zero_point(out)), (node.num, node.den), exact)
+        if scale is None:
             table = np.zeros(256, np.uint8)
             table[codes + zero_point(edge)] = np.clip(exact, node.lo, node.hi) + zero_point(out)
             self.w.node("Cast", [self.w.name(node.input)], f"{node.name}:index", to=6)  # TensorProto.INT32
             self.w.node("Gather", [self.w.const(table), f"{node.name}:index"], node.name)
+        else:
+            self._emit(
+                node,
+                (node.lo, node.hi, int(exact.max())),
+                *self._plus_zero(node.input, scale, node.name),
+                domain=MICROSOFT,
+            )
 
-    def _table(self, node: Rescale, x_scale: np.float32, y_scale: np.float32, top: int) -> None:
-        name, _, zero = self._tensor(node.input)
-        y_zero = self.w.const(np.uint8(zero_point(self.graph.edges[node.name])))
-        inputs = [name, self.w.const(x_scale), zero, self.w.const(y_scale), y_zero]
-        self._emit(node, (node.lo, node.hi, top), "QLinearLeakyRelu", inputs, domain=MICROSOFT, alpha=1.0)
+    def _plus_zero(self, edge: str, scale: np.float32, onto: str) -> tuple[str, list[str]]:
+        """Return QLinearAdd of an edge and the number 0: a vectorised change of scale and zero point."""
+        name, _, zero = self._tensor(edge)
+        number = self.w.const(np.zeros(1, np.uint8))  # its own tensor: ONNX Runtime's layout pass rewrites it
+        inputs = [
+            name,
+            self.w.const(scale),
+            zero,
+            number,
+            self.w.const(ONE),
+            self.w.const(np.uint8(0)),
+            *self._out(onto),
+        ]
+        return "QLinearAdd", inputs
 
     def _average(self, node: AvgPool) -> None:
         edge, rq = self.graph.edges[node.input], node.requant
@@ -162,8 +179,14 @@ class _Ort:
         top = _ratio(edge.reach * area * m, rq.n)
         name, one, zero = self._tensor(node.input)
         if node.kernel is None and len(rq.m) == 1 and m * area < 1 << 24:
+            readers = [reader for reader in self.graph.nodes if node.name in reader.inputs]
+            last = int(all(isinstance(reader, Flatten) for reader in readers))  # (1, 1, c) and (c, 1, 1) flatten alike
+            if last:  # spares the engine, which works on NHWC, a transposition back
+                self.w.node("Transpose", [name], f"{node.name}:nhwc", perm=(0, 2, 3, 1))
+                name = f"{node.name}:nhwc"
             inputs = [name, self.w.const(_real(m * area, rq.n)), zero, *self._out(node.name)]
-            self._emit(node, (rq.lo, rq.hi, top), "QLinearGlobalAveragePool", inputs, domain=MICROSOFT, channels_last=0)
+            average = "QLinearGlobalAveragePool"
+            self._emit(node, (rq.lo, rq.hi, top), average, inputs, domain=MICROSOFT, channels_last=last)
             return
         attributes = {"strides": node.stride, "pads": node.padding, "group": channels}
         ones = self.w.const(np.ones((channels, 1, *window), np.int8))
@@ -186,10 +209,9 @@ class _Ort:
         source, target = (self.graph.edges[name] for name in (edge, onto))
         if zero_point(source) == zero_point(target):
             return self.w.name(edge)
-        name, one, zero = self._tensor(edge)
         moved = f"{edge}:for:{onto}"
-        inputs = [name, one, zero, *self._out(onto)]
-        self.w.node("QLinearLeakyRelu", inputs, moved, domain=MICROSOFT, alpha=1.0)
+        op, inputs = self._plus_zero(edge, ONE, onto)
+        self.w.node(op, inputs, moved, domain=MICROSOFT)
         return moved
 
     def _emit(self, node: Node, limits: tuple[int, int, int], op: str, inputs: list[str], **attributes: Any) -> None:
@@ -202,16 +224,32 @@ class _Ort:
         self._clamp(node.name, raw, (lo, hi), natural)
 
     def _clamp(self, name: str, source: str, limits: tuple[int, int], edge: Edge) -> None:
-        """Write the uint8 Max and Min that keep codes of `edge` within lo...hi, each where it is needed."""
+        """Write the uint8 Clip that keeps codes of `edge` within lo...hi, with the limits that are needed."""
         zero = zero_point(self.graph.edges[name])
-        steps = [("Max", limits[0])] if limits[0] > edge.lo else []
-        steps += [("Min", limits[1])] if limits[1] < edge.hi else []
-        for index, (op, limit) in enumerate(steps):
-            target = name if index + 1 == len(steps) else f"{name}:floor"
-            self.w.node(op, [source, self.w.const(np.uint8(limit + zero))], target)
-            source = target
-        if source != name and not steps:
+        low = self.w.const(np.uint8(limits[0] + zero)) if limits[0] > edge.lo else ""
+        high = self.w.const(np.uint8(limits[1] + zero)) if limits[1] < edge.hi else ""
+        if low or high:
+            self.w.node("Clip", [source, low, high] if high else [source, low], name)
+        elif source != name:
             self.w.node("Identity", [source], name)
+
+
+def _float_scale(
+    codes: np.ndarray, zeros: tuple[int, int], ratio: tuple[int, int], exact: np.ndarray
+) -> np.float32 | None:
+    """Return a float32 near num / den with which QLinearAdd gives the exact code for all codes, or None.
+
+    The kernel computes rint(scale * x + (zero_out - scale * zero_in)) with or without a fused multiply-add; both are
+    tried, on the bytes x, before saturation.
+    """
+    middle, (zero_in, zero_out) = np.float32(ratio[0] / ratio[1]), zeros
+    raw = (codes + zero_in).astype(np.float32)
+    for scale in (middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(np.inf))):
+        offset = np.float32(zero_out) - scale * np.float32(zero_in)
+        fused = (raw.astype(np.float64) * float(scale) + float(offset)).astype(np.float32)
+        if all(np.array_equal(np.rint(value), exact + zero_out) for value in (fused, raw * scale + offset)):
+            return scale
+    return None
 
 
 def _real(m: int | np.integer | np.ndarray, n: int) -> np.ndarray:
