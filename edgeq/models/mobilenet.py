@@ -1,5 +1,7 @@
 """MobileNetV2 for small images: the first two strides of the ImageNet network are 1, so a 32x32 image ends at 4x4."""
 
+from typing import no_type_check
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ class InvertedResidual(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.residual = stride == 1 and inputs == outputs
 
+    @no_type_check  # torch.fx calls it with proxies
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         """Run the block."""
         return x + self.layers(x) if self.residual else self.layers(x)
@@ -46,6 +49,7 @@ class MobileNetV2(nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.fc = nn.Linear(1280, classes)
 
+    @no_type_check  # torch.fx calls it with proxies
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return the logits."""
         return self.fc(self.dropout(self.flatten(self.pool(self.features(x)))))

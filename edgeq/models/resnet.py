@@ -1,5 +1,7 @@
 """Residual networks for small images: ResNet-20/32/56 (He et al. 2015) and MLPerf Tiny's ResNet-8."""
 
+from typing import no_type_check
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ class Block(nn.Module):
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
+    @no_type_check  # torch.fx calls it with proxies
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c2 h2 w2"]:
         """Run the block."""
         y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
@@ -47,6 +50,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @no_type_check  # torch.fx calls it with proxies
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return the logits."""
         x = self.relu(self.bn(self.conv(x)))

@@ -1,5 +1,7 @@
 """VGG-16 with BatchNorm for small images: thirteen convolutions, five poolings, one linear layer."""
 
+from typing import no_type_check
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ class VGG(nn.Module):
         self.dropout = nn.Dropout(0.3)
         self.fc = nn.Linear(inputs, classes)
 
+    @no_type_check  # torch.fx calls it with proxies
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return the logits."""
         return self.fc(self.dropout(self.flatten(self.pool(self.features(x)))))

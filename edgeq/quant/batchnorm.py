@@ -5,6 +5,7 @@ widths' features differ, so the shared form must be there to compare with.
 """
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,19 +33,68 @@ class WidthNorm(nn.Module):
         return norm
 
     def forward(
-        self, x: Float[Tensor, "n c *space"], bits: int, step: Float[Tensor, ""] | None
+        self,
+        x: Float[Tensor, "n c *space"],
+        bits: int,
+        *,
+        step: Float[Tensor, ""] | None,
+        batch: bool,
+        scale: Float[Tensor, " c"] | None = None,
     ) -> Float[Tensor, "n c *space"]:
-        """Normalise with batch statistics (training) or running ones, the result in units of `step`.
+        """Normalise, the result in units of `step` (which costs nothing: it goes into the affine parameters).
 
-        Dividing by the step costs nothing here: it goes into the affine parameters.
+        Args:
+            x: What the layer gave.
+            bits: The width.
+            step: The output step; None for real numbers.
+            batch: Use the batch's statistics and move the running ones, instead of using the running ones.
+            scale: What one unit of x is worth, per channel, where x is not in real numbers. Normalising undoes any
+                scale (up to eps), so only the running statistics are converted.
         """
         norm = self.at(bits)
         weight, bias = norm.weight, norm.bias
         if step is not None:
             weight, bias = weight / step, bias / step
         momentum = 0.1 if norm.momentum is None else norm.momentum
-        if self.training and torch.is_grad_enabled() and norm.num_batches_tracked is not None:
+        if batch and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-        return F.batch_norm(
-            x, norm.running_mean, norm.running_var, weight, bias, self.training, momentum, norm.eps
-        )
+        if batch and dist.is_initialized() and dist.get_world_size() > 1:
+            x = x if scale is None else x.float() * scale.reshape((1, -1) + (1,) * (x.dim() - 2))
+            return _synchronised(x, norm, weight, bias, momentum)
+        if scale is not None:
+            return _in_units(x, norm, weight, bias, (scale, momentum))
+        return F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, batch, momentum, norm.eps)
+
+
+def _in_units(
+    x: Tensor, norm: nn.BatchNorm2d | nn.BatchNorm1d, weight: Tensor, bias: Tensor, scale_momentum: tuple[Tensor, float]
+) -> Tensor:
+    """BatchNorm of x in units of `scale` per channel; the running statistics stay in real numbers."""
+    scale, momentum = scale_momentum
+    assert norm.running_mean is not None and norm.running_var is not None
+    mean, variance = norm.running_mean / scale, norm.running_var / scale.square()
+    y = F.batch_norm(x, mean, variance, weight, bias, True, momentum, norm.eps)
+    with torch.no_grad():
+        norm.running_mean.copy_(mean * scale)
+        norm.running_var.copy_(variance * scale.square())
+    return y
+
+
+def _synchronised(
+    x: Tensor, norm: nn.BatchNorm2d | nn.BatchNorm1d, weight: Tensor, bias: Tensor, momentum: float
+) -> Tensor:
+    """BatchNorm over all processes, on any device: W processes see the statistics that one would see."""
+    from torch.distributed.nn.functional import all_reduce
+
+    assert norm.running_mean is not None and norm.running_var is not None
+    axes = [0, *range(2, x.dim())]
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    world = dist.get_world_size()
+    count = x.numel() // x.shape[1] * world
+    mean = all_reduce(x.mean(axes)) / world
+    variance = all_reduce((x - mean.reshape(shape)).square().mean(axes)) / world
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.detach(), momentum)
+        norm.running_var.lerp_(variance.detach() * (count / max(count - 1, 1)), momentum)
+    scale = weight * torch.rsqrt(variance + norm.eps)
+    return (x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape)

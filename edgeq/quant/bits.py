@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgeq.errors import InputError
 
@@ -25,6 +25,7 @@ class Width:
         self.snapped = True
 
 
+@runtime_checkable
 class HasWidth(Protocol):
     """Anything with a switchable width: what `edgeq.multibit` returns."""
 

@@ -6,6 +6,7 @@ So residual paths keep their precision while every multiplication runs on b-bit 
 """
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -64,5 +65,7 @@ class Grid(nn.Module):
         if not self.learned:
             step = self.steps[str(bits)]
             seen = codes.abs().amax() if self.signed else codes.amax()
+            if dist.is_initialized() and dist.get_world_size() > 1:
+                dist.all_reduce(seen, dist.ReduceOp.MAX)
             target = seen * step / self.range(bits)[1]
             step.lerp_(target.clamp_min(SCALE_FLOOR), OBSERVER_MOMENTUM)

@@ -35,7 +35,7 @@ def round_ste(x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
     return _RoundInPlace.apply(x.clone())  # type: ignore[return-value]
 
 
-def quantize(u: Float[Tensor, "*dims"], lo: float, hi: float) -> Float[Tensor, "*dims"]:
+def quantize(u: Float[Tensor, "*dims"], lo: int | float, hi: int | float) -> Float[Tensor, "*dims"]:
     """Return the codes round(clamp(u, lo, hi)); the gradient is 1 strictly inside (lo, hi) and 0 elsewhere.
 
     hardtanh keeps its input, not its output, for the backward pass, so rounding the output in place is safe and saves

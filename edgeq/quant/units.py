@@ -202,7 +202,7 @@ class WeightedUnit(AbstractUnit):
     def _float(self, x: Value) -> Value:
         y = _plus(self.product(x.codes, self.weight), self.bias)
         if self.norm is not None:
-            y = self.norm(y, FLOAT_BITS, None)
+            y = self.norm(y, FLOAT_BITS, step=None, batch=not self.deployed)
         if self.relu is not None:
             y = F.relu(y) if self.relu == float("inf") else F.hardtanh(y, 0.0, self.relu)
         return Value(y, None)
@@ -212,19 +212,29 @@ class WeightedUnit(AbstractUnit):
         axes = (-1,) + (1,) * (self.weight.dim() - 1)
         w_step = self.weight_step(bits).reshape(axes)
         codes = quantize(self.weight / w_step, *self.weight_range(bits))
-        real = codes * (w_step * in_step)
-        if self.output is None:
-            return Value(_plus(self.product(x.codes, real), self.bias), None)
-        out_step = self.out_step()
-        if self.norm is not None:
-            y = self.norm(_plus(self.product(x.codes, real), self.bias), bits, out_step)
+        scale = w_step * in_step
+        if not torch.is_autocast_enabled(x.codes.device.type):
+            y = _plus(self.product(x.codes, codes * scale), self.bias)
+        elif self.norm is not None and self.bias is None and self.output is not None:
+            # Codes up to 127 are exact in bf16 and fp16, their products with a step are not. BatchNorm does not see a
+            # channel's scale, so it takes the sums of codes as they are; only its statistics need the scale.
+            out_step = self.out_step()
+            sums = self.product(x.codes, codes)
+            y = self.norm(sums, bits, step=out_step, batch=True, scale=scale.detach().flatten())
+            return self._land(y, out_step)
         else:
-            y = _plus(self.product(x.codes, real / out_step), None if self.bias is None else self.bias / out_step)
-        return self._land(y, out_step)
+            y = _plus(self.product(x.codes, codes).float() * scale.reshape((1, -1) + axes[2:]), self.bias)
+        if self.output is None:
+            return Value(y, None)
+        out_step = self.out_step()
+        if self.norm is None:
+            return self._land(y / out_step, out_step)
+        return self._land(self.norm(y, bits, step=out_step, batch=True), out_step)
 
     def _deployed(self, x: Value, in_step: Tensor) -> Value:
-        folded = self.folded(in_step)
-        acc = self.exact_product(x.codes, folded.weight.to(x.codes.dtype), x.reach)
+        with torch.autocast(x.codes.device.type, enabled=False):
+            folded = self.folded(in_step)
+            acc = self.exact_product(x.codes, folded.weight.to(x.codes.dtype), x.reach)
         axes = (1, -1) + (1,) * (acc.dim() - 2)
         # An accumulator that float32 cannot hold saturates anyway (see export/multiplier.py); only a huge bias could
         # cancel one, so then the sum is done in float64.
@@ -323,7 +333,11 @@ class NarrowUnit(AbstractUnit):
         if x.step is None or self.width.bits == 8:
             return x
         lo, hi, wide = self.ratio()
-        return Value(quantize(x.codes * hi / wide, lo, hi), x.step * (wide / hi), max(hi, -lo))
+        if self.deployed:  # one correctly rounded division of integers; the ratios have no ties
+            u = x.codes * hi / wide
+        else:
+            u = x.codes * (hi / wide)
+        return Value(quantize(u, lo, hi), x.step * (wide / hi), max(hi, -lo))
 
 
 class ReluUnit(AbstractUnit):

@@ -1,0 +1,172 @@
+"""Shared against dedicated: what does one backbone for all widths cost beside one network per width?
+
+    python benchmarks/shared_vs_dedicated.py --plan cifar --data folder:PATH --work .work/shared --out docs/results/F.json
+    python benchmarks/shared_vs_dedicated.py --plan signs --work .work/shared --out docs/results/F.json
+
+Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes the
+dedicated float network through post-training quantization with each method. `signs` does the same for every variant
+with three seeds, and for the shared default also without snapped training. Same epochs, schedule and data for all.
+Everything is a run folder under --work; finished ones are not trained again and half-finished ones go on.
+"""
+
+import argparse
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from edgeq import calib, runs
+from edgeq.curriculum import Curriculum
+from edgeq.data import Dataset, holdout, load
+from edgeq.evaluate import accuracies
+from edgeq.files import read_json, write_json
+from edgeq.quant.network import MultiBitNet, QuantConfig
+from edgeq.training import CALIBRATION_IMAGES, Progress, TrainConfig, train
+
+BITS = (32, 8, 5, 4, 2)
+VARIANTS = tuple((scales, norm) for scales in ("learned", "observer") for norm in ("per-bit", "shared"))
+PLANS = {
+    "cifar": TrainConfig(model="resnet8", epochs=12, lr=0.2, precision="bf16"),
+    "signs": TrainConfig(data="signs:train=4000,test=2000", model="resnet8", epochs=16, lr=0.2, precision="bf16"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a name for its folder and its configuration."""
+
+    name: str
+    config: TrainConfig
+
+
+def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
+    """Return the plan's trainings, the most informative first."""
+    found: list[Job] = []
+    variants = VARIANTS if plan == "signs" else VARIANTS[:1]
+    for seed in range(seeds):
+        for scales, norm in variants:
+            quant = QuantConfig(bits=BITS, scales=scales, batchnorm=norm)
+            found.append(Job(f"{plan}-shared-{scales}-{norm}-{seed}", replace(config, quant=quant, seed=seed)))
+        for scales in dict.fromkeys(scales for scales, _ in variants):
+            for bits in BITS:
+                if bits == 32 and scales == "observer":
+                    continue  # the same float network
+                quant = QuantConfig(bits=(bits,), scales=scales)
+                found.append(Job(f"{plan}-dedicated{bits}-{scales}-{seed}", replace(config, quant=quant, seed=seed)))
+        if plan == "signs":
+            plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
+            found.append(Job(f"{plan}-shared-no-deployed-stage-{seed}", replace(plain, deployed=0.0)))
+            found.append(Job(f"{plan}-shared-no-distillation-{seed}", replace(plain, standard=replace(plain.standard, distill=0.0))))
+            found.append(Job(f"{plan}-shared-no-curriculum-{seed}", replace(plain, curriculum=Curriculum(enabled=False))))
+    return found
+
+
+def run_job(job: Job, work: Path, data: Dataset) -> dict[str, float]:
+    """Train (or load) one run and return its accuracy per width on the whole test split."""
+    folder = work / job.name
+    result = folder / runs.RESULTS / "accuracy.json"
+    if result.exists():
+        return read_json(result)
+    if (folder / runs.WEIGHTS).exists():
+        _, net = runs.load_run(folder)
+    else:
+        net = train(job.config, out=folder, resume=folder.exists(), dataset=data, progress=_report(job.name))
+    found: dict[str, float] = {str(a.bits): a.accuracy for a in accuracies(net, data.test)}
+    net.width.snapped = False
+    found |= {f"{a.bits}-unsnapped": a.accuracy for a in accuracies(net, data.test, bits=net.quantized_bits())}
+    net.width.snapped = True
+    if net.bits == (32,):
+        found |= post_training(net, job.config, data)
+    write_json(result, found)
+    return found
+
+
+def post_training(net: MultiBitNet, config: TrainConfig, data: Dataset) -> dict[str, float]:
+    """Return the accuracy of the float network quantized after training, by method and width."""
+    info = runs.RunInfo(config.model, config.data, QuantConfig(bits=BITS), data.classes, net.image_shape, {})
+    other = runs.new_network(info)
+    with torch.no_grad():
+        for name, unit in net.weighted().items():
+            twin = other.weighted()[name]
+            twin.weight.copy_(unit.weight)
+            if unit.bias is not None and twin.bias is not None:
+                twin.bias.copy_(unit.bias)
+            for bits in BITS:
+                if unit.norm is not None and twin.norm is not None:
+                    twin.norm.at(bits).load_state_dict(unit.norm.at(32).state_dict())
+    images = holdout(data.train, CALIBRATION_IMAGES, seed=0)[0].images  # type: ignore[union-attr]
+    found = {}
+    for method in calib.METHODS:
+        calib.calibrate(other.eval(), images, method=method())
+        name = method.__name__.lower()
+        found |= {f"ptq-{name}-{a.bits}": a.accuracy for a in accuracies(other, data.test, bits=other.quantized_bits())}
+    return found
+
+
+def _report(name: str):
+    def report(p: Progress) -> None:
+        if p.accuracy:
+            text = " ".join(f"{b}:{a:.3f}" for b, a in p.accuracy.items())
+            print(f"{name} epoch {p.epoch + 1}/{p.epochs} loss {p.losses['loss']:.3f} {text}", flush=True)
+
+    return report
+
+
+def summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, object]]:
+    """Return mean, spread and values over seeds for every arm and figure."""
+    arms: dict[str, dict[str, list[float]]] = {}
+    for name, found in results.items():
+        arm, _, _seed = name.rpartition("-")
+        for key, value in found.items():
+            arms.setdefault(arm, {}).setdefault(key, []).append(round(100 * value, 2))
+    return {
+        arm: {
+            key: {
+                "mean": round(statistics.mean(values), 2),
+                "std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
+                "values": values,
+            }
+            for key, values in figures.items()
+        }
+        for arm, figures in arms.items()
+    }
+
+
+def main() -> None:
+    """Run a plan to its end and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", choices=sorted(PLANS), required=True)
+    parser.add_argument("--data", help="data specification; the plan's own by default")
+    parser.add_argument("--work", type=Path, default=Path(".work/shared"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--epochs", type=int)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = PLANS[args.plan]
+    config = replace(config, data=args.data or config.data, epochs=args.epochs or config.epochs)
+    seeds = args.seeds or (3 if args.plan == "signs" else 1)
+    data = load(config.data)
+    results: dict[str, dict[str, float]] = {}
+    plan = jobs(args.plan, config, seeds)
+    for job in plan:
+        results[job.name] = run_job(job, args.work, data)
+        body = {
+            "command": f"python benchmarks/shared_vs_dedicated.py --plan {args.plan}",
+            "plan": args.plan,
+            "epochs": config.epochs,
+            "seeds": seeds,
+            "finished": len(results),
+            "jobs": len(plan),
+            "images": {"train": len(data.train), "test": len(data.test)},
+            "versions": runs.versions(),
+            "hardware": runs.hardware(),
+            "arms": summary(results),
+        }
+        write_json(args.out, body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The run folder: what training writes and every other command reads.
+
+    config.json          what was asked for, the classes, the image shape, versions
+    weights.safetensors  the trained network
+    metrics.jsonl        one line an epoch
+    state/               what --resume needs
+    results/*.json       what the other commands measured
+"""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeq import __version__
+from edgeq.errors import InputError
+from edgeq.files import load_tensors, read_json, save_tensors, write_json, write_text
+from edgeq.models import build
+from edgeq.quant.convert import multibit
+from edgeq.quant.network import MultiBitNet, QuantConfig
+
+CONFIG, WEIGHTS, METRICS, STATE, RESULTS = "config.json", "weights.safetensors", "metrics.jsonl", "state", "results"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run folder says about itself.
+
+    Attributes:
+        model: Name for `edgeq.models.build`.
+        data: Data specification that it was trained on.
+        quant: How the network is quantized.
+        classes: Class names, in label order.
+        image_shape: (channels, height, width).
+        training: All training choices, as written in config.json.
+    """
+
+    model: str
+    data: str
+    quant: QuantConfig
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    training: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a number depends on."""
+    return {"edgeq": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def hardware() -> dict[str, Any]:
+    """Return the machine that a number depends on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"machine": platform.machine(), "cpu_threads": torch.get_num_threads(), "cuda": device}
+
+
+def write_info(folder: Path, info: RunInfo) -> None:
+    """Write config.json."""
+    body = {
+        "format": FORMAT,
+        "model": info.model,
+        "data": info.data,
+        "quant": {**info.quant.__dict__, "bits": list(info.quant.bits)},
+        "classes": list(info.classes),
+        "image_shape": list(info.image_shape),
+        "training": info.training,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    write_json(folder / CONFIG, body)
+
+
+def read_info(folder: Path) -> RunInfo:
+    """Read config.json, or say what is wrong with the folder."""
+    if not folder.is_dir():
+        raise InputError(f"expected a run folder, got {folder}, which is not there; train one with edgeq train --out")
+    body = read_json(folder / CONFIG)
+    try:
+        if body["format"] != FORMAT:
+            raise InputError(f"expected run format {FORMAT} in {folder}, got {body['format']}; use the edgeq that made it")
+        quant = QuantConfig(**{**body["quant"], "bits": tuple(body["quant"]["bits"])})
+        channels, height, width = body["image_shape"]
+        shape = (int(channels), int(height), int(width))
+        return RunInfo(body["model"], body["data"], quant, tuple(body["classes"]), shape, body["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"expected a run's config.json in {folder}, got one without or with a wrong {error}; train the run again"
+        ) from error
+
+
+def new_network(info: RunInfo) -> MultiBitNet:
+    """Return the run's network, untrained."""
+    model = build(info.model, classes=len(info.classes))
+    return multibit(model, image_shape=info.image_shape, config=info.quant)
+
+
+def save_weights(folder: Path, net: MultiBitNet) -> None:
+    """Write weights.safetensors."""
+    save_tensors(folder / WEIGHTS, {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()})
+
+
+def load_run(folder: str | Path, *, device: str = "cpu") -> tuple[RunInfo, MultiBitNet]:
+    """Return a run's description and its trained network, in evaluation mode."""
+    folder = Path(folder)
+    info = read_info(folder)
+    if not (folder / WEIGHTS).exists():
+        hint = "resume it with edgeq train --resume" if (folder / STATE).exists() else "train it first"
+        raise InputError(f"expected {WEIGHTS} in {folder}, got none: the run has not finished; {hint}")
+    net = new_network(info)
+    load_into(net, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return info, net.to(device).eval()
+
+
+def load_into(net: MultiBitNet, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Copy tensors into a network, or say which do not fit."""
+    wanted = net.state_dict()
+    wrong = sorted(wanted.keys() ^ tensors.keys()) or sorted(
+        name for name, tensor in wanted.items() if tensors[name].shape != tensor.shape
+    )
+    if wrong:
+        raise InputError(
+            f"expected the tensors of this network in {source}, got a different set or shape at {wrong[0]!r} "
+            f"({len(wrong)} in all); config.json and weights do not belong together"
+        )
+    net.load_state_dict(tensors)
+
+
+def append_metrics(folder: Path, line: dict[str, Any]) -> None:
+    """Add one line to metrics.jsonl; lines of epochs from this one on (left by a killed run) are dropped."""
+    path = folder / METRICS
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [text for text in lines if json.loads(text)["epoch"] < line["epoch"]]
+    write_text(path, "\n".join([*kept, json.dumps(line)]) + "\n")
