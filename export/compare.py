@@ -11,7 +11,7 @@ from .engines import ENGINES, Codes, Engine, engine_makers
 from .graph import IntegerGraph
 from .reference import run as interpret
 
-BATCH = 16  # images per step: all edges of an engine and of the interpreter are in memory at once
+BATCH, CODES = 16, 1 << 22  # images and codes per step: all edges of an engine and the interpreter are in memory
 
 
 def compare(
@@ -33,16 +33,22 @@ def compare(
     """
     order = tuple(node.name for node in graph.nodes)
     tallies = [_started(name, make, order) for name, make in engine_makers(graph, model, engines, slow_images)]
-    for start, batch in _batches(images):
+    for start, batch in _batches(graph, images):
         expected = interpret(graph, batch)
         for tally in tallies:
             tally.take(start, batch, expected)
     return tuple(tally.result() for tally in tallies)
 
 
-def _batches(images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(images), BATCH):
-        yield start, images[start : start + BATCH]
+def codes_per_image(graph: IntegerGraph) -> int:
+    """Return the number of codes on all edges for one image."""
+    return sum(int(np.prod(edge.shape)) for edge in graph.edges.values())
+
+
+def _batches(graph: IntegerGraph, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    size = max(1, min(BATCH, CODES // codes_per_image(graph)))
+    for start in range(0, len(images), size):
+        yield start, images[start : start + size]
 
 
 def _started(name: str, make: Callable[[], Engine], order: tuple[str, ...]) -> "_Tally":
@@ -102,4 +108,5 @@ class _Tally:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else f"{text[:60]} … {text[-230:]}"  # the reason stands at the end

@@ -163,7 +163,7 @@ def _conv(node: Conv, edge: Edge, device: torch.device) -> Step:
     options = {"stride": node.stride, "dilation": node.dilation, "groups": node.groups}
 
     def step(x: Tensor) -> Tensor:
-        x = _padded(x, node.padding, 0).to(dtype)
+        x = _padded(x, node.padding, 0.0).to(dtype)
         if exact:
             return requant(convolve(x, weights[0], **options).add_(bias))
         sums = (convolve(x[:, part], weight, **options) for part, weight in zip(slices, weights, strict=True))
@@ -213,7 +213,7 @@ def _average(node: AvgPool, edge: Edge, device: torch.device) -> Step:
     m = np.broadcast_to(rq.m, (channels,)).astype(np.int32)
     requant = _requant(Requant(m, rq.n, rq.lo, rq.hi), reach, device)
     stride = kernel if node.kernel is None else node.stride
-    return lambda x: requant(F.avg_pool2d(_padded(x, node.padding, 0).to(dtype), kernel, stride, divisor_override=1))
+    return lambda x: requant(F.avg_pool2d(_padded(x, node.padding, 0.0).to(dtype), kernel, stride, divisor_override=1))
 
 
 def _requant(rq: Requant, reach: np.ndarray, device: torch.device) -> Step:

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own operators for `onnx.reference`, written from the formulas in their documentation.
+"""ONNX Runtime's own operators for `onnx.reference`, written from the formulas in their documentation, and MaxPool.
 
 They share no code with the interpreter or with ONNX Runtime: float64, one line each, `saturate(round(...) + zero)`.
 """
@@ -32,7 +32,7 @@ class QGemm(OpRun):
 
     def _run(self, a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero, alpha=None, transA=None, transB=None):
         b = b.T if transB else b
-        product = (a.astype(np.int64) - int(a_zero)) @ (b.astype(np.int64) - int(b_zero)) + c
+        product = (a.astype(np.int64) - int(a_zero)) @ (b.astype(np.int64) - b_zero) + c
         return (_quantized(product * (a_scale.astype(np.float64) * b_scale), y_scale, y_zero),)
 
 
@@ -46,4 +46,23 @@ class QLinearGlobalAveragePool(OpRun):
         return (_quantized(_real(x, x_scale, x_zero).mean(axes, keepdims=True), y_scale, y_zero),)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (QLinearAdd, QGemm, QLinearGlobalAveragePool)
+class MaxPool(OpRun):
+    """The maximum of every window; `onnx.reference` fills the padding with NaN, which no integer can hold."""
+
+    op_domain = ""
+
+    def _run(self, x, *, kernel_shape, pads=None, strides=None, **_):
+        pads, strides = pads or (0, 0, 0, 0), strides or (1, 1)
+        border = ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3]))
+        padded = np.pad(x, border, constant_values=np.iinfo(x.dtype).min)
+        rows, columns = (
+            (size - k) // s + 1 for size, k, s in zip(padded.shape[2:], kernel_shape, strides, strict=True)
+        )
+        out = np.empty((*x.shape[:2], rows, columns), x.dtype)
+        for i, j in np.ndindex(rows, columns):
+            top, left = i * strides[0], j * strides[1]
+            out[:, :, i, j] = padded[:, :, top : top + kernel_shape[0], left : left + kernel_shape[1]].max((2, 3))
+        return (out,)
+
+
+OPERATORS: tuple[type[OpRun], ...] = (QLinearAdd, QGemm, QLinearGlobalAveragePool, MaxPool)

@@ -21,7 +21,7 @@ from edgeq import __version__
 from edgeq.errors import InputError
 
 from .certificate import Certificate, Proof
-from .compare import compare
+from .compare import codes_per_image, compare
 from .engines import ENGINES
 from .graph import AvgPool, Conv, IntegerGraph, Linear, reach
 from .multiplier import requant_is_exact, saturation
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Images = UInt8[np.ndarray, "batch channels height width"]
 INT32_LIMIT = 1 << 31
-RANDOM = {True: 6, False: 50}  # random images of the quick and of the thorough form
+RANDOM = {True: 6, False: 50}  # random images of the quick and of the thorough form, at most
+CODES = {True: 4_000_000, False: 20_000_000}  # codes on random images, which makes them fewer for large images
 GIVEN = {True: 4, False: None}  # given images that are used
 SLOW = {True: 1, False: 8}  # images for onnx.reference, which is slower than the rest
 
@@ -148,7 +149,7 @@ def test_images(graph: IntegerGraph, given: Images | None, *, quick: bool) -> di
     """Return the images by kind: random (white and smooth), extreme, and the given ones."""
     shape = graph.input_shape
     rng = np.random.default_rng(0)
-    count = RANDOM[quick]
+    count = max(2, min(RANDOM[quick], CODES[quick] // codes_per_image(graph)))
     white = rng.integers(0, 256, (count // 2, *shape), np.uint8)
     coarse = rng.integers(0, 256, (count - count // 2, shape[0], -(-shape[1] // 8), -(-shape[2] // 8)), np.uint8)
     smooth = coarse.repeat(8, 2).repeat(8, 3)[:, :, : shape[1], : shape[2]]

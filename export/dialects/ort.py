@@ -1,9 +1,10 @@
 """ONNX Runtime: quantized operators (QLinearConv and friends) on uint8, so that nothing is left to fusion.
 
-An edge of codes `lo...hi` travels as uint8 `code + zero` with zero = max(0, -lo): 0 after a ReLU, 128 for the image.
-So every operator's own saturation at 0 is the floor, and a ceiling below 255 costs one uint8 `Clip` (left out where
-no input can reach it). `Clip` with the ceiling alone is 2 % of a small network cheaper than `Min`, and its limits are
-scalars that the engine's layout pass leaves alone.
+An edge of codes `lo...hi` travels as uint8 `code + zero`, where zero is 0 after a ReLU, 128 for the image, and in
+general -lo rounded up to an even number: QLinearAdd rounds half to even after adding it, and an odd one would turn
+ties around. So saturation at 0 is nearly always the floor, and a ceiling below 255 costs one uint8 `Clip` (left out
+where no input can reach it). `Clip` with the ceiling alone is 2 % of a small network cheaper than `Min`, and its
+limits are scalars that the engine's layout pass leaves alone.
 
 ONNX Runtime requantizes as `half_even(float32(acc) * float32(x_scale * w_scale / y_scale))`. With both tensor scales 1
 and w_scale[c] = m_c * 2^-n its factor is exactly ours, and `multiplier.py` shows that the products are exact:
@@ -50,8 +51,8 @@ ONE = np.float32(1)
 
 
 def zero_point(edge: Edge) -> int:
-    """Return the uint8 that stands for code 0 on an edge."""
-    return max(0, -edge.lo)
+    """Return the uint8 that stands for code 0 on an edge: an even number, for QLinearAdd rounds after it is added."""
+    return max(0, -edge.lo + edge.lo % 2)
 
 
 def build(graph: IntegerGraph) -> "onnx.ModelProto":
@@ -65,6 +66,10 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
     last = graph.nodes[-1]
     if not (isinstance(last, Linear) and last.requant is None):
         raise InputError(f"expected a last Linear without requant, got {type(last).__name__} {last.name!r}; add one")
+    if LOGITS in {node.name for node in graph.nodes[:-1]}:
+        raise InputError(
+            f"expected the name {LOGITS!r} for the output alone, got an inner layer of that name; rename it"
+        )
     for name, edge in graph.edges.items():
         if name != graph.output and edge.hi + zero_point(edge) > 255:
             raise InputError(f"expected codes that fit into a byte, got {edge.lo}..{edge.hi} on {name!r}; narrow them")
@@ -100,7 +105,8 @@ class _Ort:
                 attributes = {"kernel_shape": node.kernel, "strides": node.stride, "pads": node.padding}
                 self.w.node("MaxPool", [self._moved(node.input, node.name)], node.name, **attributes)
             case Concat():
-                self.w.node("Concat", [self._moved(name, node.name) for name in node.operands], node.name, axis=1)
+                moved = {name: self._moved(name, node.name) for name in dict.fromkeys(node.operands)}
+                self.w.node("Concat", [moved[name] for name in node.operands], node.name, axis=1)
             case Flatten():
                 self.w.node("Flatten", [self._moved(node.input, node.name)], node.name, axis=1)
 
@@ -124,7 +130,9 @@ class _Ort:
                 self.w.node("Add", [product, self.w.const(node.bias)], out)
             return
         top = _ratio(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
-        inputs = [name, one, zero, weight, *self._scale(rq.m, rq.n), self.w.const(node.bias), *self._out(node.name)]
+        scale = _real(rq.m, rq.n)
+        factors = [self.w.const(scale), self.w.const(np.zeros(scale.shape, np.int8))]  # QGemm wants equal shapes
+        inputs = [name, one, zero, weight, *factors, self.w.const(node.bias), *self._out(node.name)]
         self._emit(node, (rq.lo, rq.hi, top), "QGemm", inputs, domain=MICROSOFT)
 
     def _add(self, node: Add) -> None:
@@ -149,27 +157,15 @@ class _Ort:
             self.w.node("Cast", [self.w.name(node.input)], f"{node.name}:index", to=6)  # TensorProto.INT32
             self.w.node("Gather", [self.w.const(table), f"{node.name}:index"], node.name)
         else:
-            self._emit(
-                node,
-                (node.lo, node.hi, int(exact.max())),
-                *self._plus_zero(node.input, scale, node.name),
-                domain=MICROSOFT,
-            )
+            inputs = self._plus_zero(node.input, scale, node.name)
+            self._emit(node, (node.lo, node.hi, int(exact.max())), "QLinearAdd", inputs, domain=MICROSOFT)
 
-    def _plus_zero(self, edge: str, scale: np.float32, onto: str) -> tuple[str, list[str]]:
-        """Return QLinearAdd of an edge and the number 0: a vectorised change of scale and zero point."""
+    def _plus_zero(self, edge: str, scale: np.float32, onto: str) -> list[str]:
+        """Return the inputs of a QLinearAdd of an edge and the number 0: a vectorised change of scale and zero point."""
         name, _, zero = self._tensor(edge)
         number = self.w.const(np.zeros(1, np.uint8))  # its own tensor: ONNX Runtime's layout pass rewrites it
-        inputs = [
-            name,
-            self.w.const(scale),
-            zero,
-            number,
-            self.w.const(ONE),
-            self.w.const(np.uint8(0)),
-            *self._out(onto),
-        ]
-        return "QLinearAdd", inputs
+        number_scale, number_zero = self.w.const(ONE), self.w.const(np.uint8(0))
+        return [name, self.w.const(scale), zero, number, number_scale, number_zero, *self._out(onto)]
 
     def _average(self, node: AvgPool) -> None:
         edge, rq = self.graph.edges[node.input], node.requant
@@ -210,15 +206,14 @@ class _Ort:
         if zero_point(source) == zero_point(target):
             return self.w.name(edge)
         moved = f"{edge}:for:{onto}"
-        op, inputs = self._plus_zero(edge, ONE, onto)
-        self.w.node(op, inputs, moved, domain=MICROSOFT)
+        self.w.node("QLinearAdd", self._plus_zero(edge, ONE, onto), moved, domain=MICROSOFT)
         return moved
 
     def _emit(self, node: Node, limits: tuple[int, int, int], op: str, inputs: list[str], **attributes: Any) -> None:
         """Write an operator and the clamp to lo...hi after it; no output is above `top`."""
         lo, hi, top = limits
         zero = zero_point(self.graph.edges[node.name])
-        natural = Edge(-zero, min(top, 255 - zero), 1, ())
+        natural = Edge(-zero, min(top, 255 - zero), 1.0, ())
         raw = node.name if lo <= natural.lo and hi >= natural.hi else f"{node.name}:raw"
         self.w.node(op, inputs, raw, **attributes)
         self._clamp(node.name, raw, (lo, hi), natural)
@@ -239,15 +234,16 @@ def _float_scale(
 ) -> np.float32 | None:
     """Return a float32 near num / den with which QLinearAdd gives the exact code for all codes, or None.
 
-    The kernel computes rint(scale * x + (zero_out - scale * zero_in)) with or without a fused multiply-add; both are
-    tried, on the bytes x, before saturation.
+    The kernel computes rint(scale * x + (zero_out - scale * zero_in)) in float32, with or without a fused
+    multiply-add. Both are tried on every byte x, and real arithmetic too: no code may hang on a rounding error.
     """
     middle, (zero_in, zero_out) = np.float32(ratio[0] / ratio[1]), zeros
     raw = (codes + zero_in).astype(np.float32)
     for scale in (middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(np.inf))):
         offset = np.float32(zero_out) - scale * np.float32(zero_in)
         fused = (raw.astype(np.float64) * float(scale) + float(offset)).astype(np.float32)
-        if all(np.array_equal(np.rint(value), exact + zero_out) for value in (fused, raw * scale + offset)):
+        real = codes * float(scale) + zero_out
+        if all(np.array_equal(np.rint(value), exact + zero_out) for value in (fused, raw * scale + offset, real)):
             return scale
     return None
 

@@ -90,7 +90,7 @@ class Writer:
     def _initializer(self, array: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        name = f"c{len(self._initializers)}"
+        name = f":{len(self._initializers)}"  # no layer is called so
         self._initializers.append(numpy_helper.from_array(array, name))  # raw bytes, not variable-length integers
         return name
 
@@ -114,7 +114,7 @@ class Writer:
         sizes = [weight.size for weight in weights]
         if rest := -len(flat) % 8:  # then all planes unpack to the same length
             flat, sizes = np.pad(flat, (0, rest)), [*sizes, rest]
-        tag = f"w{bits}"
+        tag = f":w{bits}"
         joined = self._join(pack_planes(flat, bits), bits, tag)
         sign = 1 << (bits - 1)
         self.node("BitwiseXor", [joined, self.const(np.uint8(sign))], f"{tag}x")  # two's complement -> offset
