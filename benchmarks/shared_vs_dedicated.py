@@ -1,12 +1,13 @@
 """Shared against dedicated: what does one backbone for all widths cost beside one network per width?
 
-    python benchmarks/shared_vs_dedicated.py --plan cifar --data folder:PATH --work .work/shared --out docs/results/F.json
-    python benchmarks/shared_vs_dedicated.py --plan signs --work .work/shared --out docs/results/F.json
+    python benchmarks/shared_vs_dedicated.py --plan cifar --data folder:PATH --out docs/results/shared_cifar.json
+    python benchmarks/shared_vs_dedicated.py --plan signs --out docs/results/shared_signs.json
 
-Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes the
-dedicated float network through post-training quantization with each method. `signs` does the same for every variant
-with three seeds, and for the shared default also without snapped training. Same epochs, schedule and data for all.
-Everything is a run folder under --work; finished ones are not trained again and half-finished ones go on.
+Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes
+the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
+with three seeds, and for the shared default also without snapped training, distillation or curriculum. Same epochs,
+schedule and data for all. Everything is a run folder under --work; finished ones are not trained again and
+half-finished ones go on.
 """
 
 import argparse
@@ -57,8 +58,10 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
         if plan == "signs":
             plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
             found.append(Job(f"{plan}-shared-no-deployed-stage-{seed}", replace(plain, deployed=0.0)))
-            found.append(Job(f"{plan}-shared-no-distillation-{seed}", replace(plain, standard=replace(plain.standard, distill=0.0))))
-            found.append(Job(f"{plan}-shared-no-curriculum-{seed}", replace(plain, curriculum=Curriculum(enabled=False))))
+            alone = replace(plain.standard, distill=0.0)
+            found.append(Job(f"{plan}-shared-no-distillation-{seed}", replace(plain, standard=alone)))
+            at_once = Curriculum(enabled=False)
+            found.append(Job(f"{plan}-shared-no-curriculum-{seed}", replace(plain, curriculum=at_once)))
     return found
 
 
@@ -98,8 +101,8 @@ def post_training(net: MultiBitNet, config: TrainConfig, data: Dataset) -> dict[
     images = holdout(data.train, CALIBRATION_IMAGES, seed=0)[0].images  # type: ignore[union-attr]
     found = {}
     for method in calib.METHODS:
-        calib.calibrate(other.eval(), images, method=method())
-        name = method.__name__.lower()
+        calib.calibrate(other.eval(), images, method=method)
+        name = type(method).__name__.lower()
         found |= {f"ptq-{name}-{a.bits}": a.accuracy for a in accuracies(other, data.test, bits=other.quantized_bits())}
     return found
 

@@ -18,15 +18,20 @@ class Curriculum:
     Attributes:
         enabled: False trains all widths from the first epoch.
         stage: Fraction of all epochs between two entries.
+        alone: Fraction of all epochs, at the beginning, in which the highest width trains alone. Short runs reach a
+            good float network sooner so: an epoch costs as many times more as there are widths.
     """
 
     enabled: bool = True
     stage: float = 0.1
+    alone: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the stage length."""
+        """Check the fractions."""
         if not 0.0 < self.stage <= 1.0:
             raise InputError(f"expected a stage between 0 and 1 (a fraction of the epochs), got {self.stage}")
+        if not 0.0 <= self.alone < 1.0:
+            raise InputError(f"expected alone from 0 to below 1 (a fraction of the epochs), got {self.alone}")
 
     def entries(self, bits: tuple[int, ...], epochs: int) -> dict[int, int]:
         """Return the epoch at which each width enters.
@@ -36,11 +41,11 @@ class Curriculum:
         """
         first = [b for b in bits if b in FIRST] or [max(bits)]
         later = sorted((b for b in bits if b not in first), reverse=True)
-        entries = dict.fromkeys(first, 0)
-        for index, b in enumerate(later, start=1):
-            entry = int(self.stage * index * epochs) if self.enabled else 0
-            entries[b] = min(entry, max(epochs - 1, 0))
-        return entries
+        stages = {max(bits): 0.0, **{b: self.alone for b in first if b != max(bits)}}
+        stages |= {b: self.alone + self.stage * index for index, b in enumerate(later, start=1)}
+        # 1e-9: 0.7 of 10 epochs is the seventh, not the sixth, whatever the binary fractions say
+        entries = {b: int(begin * epochs + 1e-9) if self.enabled else 0 for b, begin in stages.items()}
+        return {b: min(entry, max(epochs - 1, 0)) for b, entry in entries.items()}
 
     def active(self, bits: tuple[int, ...], epochs: int, epoch: int) -> tuple[int, ...]:
         """Return the widths that train in an epoch, from high to low."""

@@ -17,9 +17,7 @@ def make_optimizer(net: MultiBitNet, *, lr: float, weight_decay: float) -> torch
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "steps" in name.split("."):
-            steps.append(parameter)
-        elif "weight_steps" in name.split("."):
+        if "steps" in name.split(".") or "weight_steps" in name.split("."):
             steps.append(parameter)
         elif "norm" in name.split(".") or name.endswith("bias"):
             norms.append(parameter)

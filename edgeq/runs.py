@@ -1,10 +1,10 @@
 """The run folder: what training writes and every other command reads.
 
-    config.json          what was asked for, the classes, the image shape, versions
-    weights.safetensors  the trained network
-    metrics.jsonl        one line an epoch
-    state/               what --resume needs
-    results/*.json       what the other commands measured
+config.json          what was asked for, the classes, the image shape, versions
+weights.safetensors  the trained network
+metrics.jsonl        one line an epoch
+state/               what --resume needs
+results/*.json       what the other commands measured
 """
 
 import json
@@ -81,7 +81,9 @@ def read_info(folder: Path) -> RunInfo:
     body = read_json(folder / CONFIG)
     try:
         if body["format"] != FORMAT:
-            raise InputError(f"expected run format {FORMAT} in {folder}, got {body['format']}; use the edgeq that made it")
+            raise InputError(
+                f"expected run format {FORMAT} in {folder}, got {body['format']}; use the edgeq that made it"
+            )
         quant = QuantConfig(**{**body["quant"], "bits": tuple(body["quant"]["bits"])})
         channels, height, width = body["image_shape"]
         shape = (int(channels), int(height), int(width))

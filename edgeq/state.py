@@ -6,7 +6,6 @@ removed only after a newer one is safe, so a full disk or a kill at any moment l
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,12 +15,6 @@ from edgeq.files import load_tensors, save_tensors
 from edgeq.quant.network import MultiBitNet
 
 FILE = "state.safetensors"
-
-
-class HasTensors(Protocol):
-    """Anything whose tensors travel with the state."""
-
-    tensors: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ def save_state(
     folder: Path,
     net: MultiBitNet,
     optimizer: torch.optim.Optimizer,
-    average: HasTensors | None,
+    average: dict[str, Tensor] | None,
     position: Position,
 ) -> None:
     """Write the state; the former one is replaced in one rename."""
@@ -45,7 +38,7 @@ def save_state(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": t for key, t in state.items() if isinstance(t, Tensor)}
     if average is not None:
-        tensors |= {f"average.{name}": t for name, t in average.tensors.items()}
+        tensors |= {f"average.{name}": t for name, t in average.items()}
     tensors["random"] = torch.get_rng_state()
     tensors["position"] = torch.tensor([position.epoch, position.batch])
     tensors["entered"] = torch.tensor(position.entered, dtype=torch.int64)
@@ -53,7 +46,7 @@ def save_state(
 
 
 def load_state(
-    folder: Path, net: MultiBitNet, optimizer: torch.optim.Optimizer, average: HasTensors | None
+    folder: Path, net: MultiBitNet, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None
 ) -> Position | None:
     """Put a saved state back and return its position; None where there is none."""
     path = folder / FILE
@@ -65,13 +58,15 @@ def load_state(
         _load_optimizer(optimizer, _under(tensors, "optimizer."))
         if average is not None:
             for name, t in _under(tensors, "average.").items():
-                average.tensors[name].copy_(t)
+                average[name].copy_(t)
         torch.set_rng_state(tensors["random"])
         epoch, batch = tensors["position"].tolist()
         return Position(epoch, batch, tuple(tensors["entered"].tolist()))
     except (KeyError, RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
-        raise InputError(f"expected this run's state in {path}, got one that does not fit: {text}; start a new run") from error
+        raise InputError(
+            f"expected this run's state in {path}, got one that does not fit: {text}; start a new run"
+        ) from error
 
 
 def clear_state(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from edgeq import calib, runs
@@ -161,15 +161,15 @@ class _Trainer:
         self.config, self.out, self.fabric, self.progress, self.stop = config, out, fabric, progress, stop
         self.main = fabric.global_rank == 0
         image_shape = _image_shape(dataset)
-        self.info = runs.RunInfo(
-            config.model, config.data, config.quant, dataset.classes, image_shape, _plain(config)
-        )
+        self.info = runs.RunInfo(config.model, config.data, config.quant, dataset.classes, image_shape, _plain(config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = runs.new_network(self.info)
         self.net.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.calibration, rest = holdout(dataset.train, min(CALIBRATION_IMAGES, len(dataset.train) // 4), seed=0)
-        self.monitor = holdout(dataset.test, MONITOR_IMAGES, seed=0)[0] if len(dataset.test) > MONITOR_IMAGES else dataset.test
+        self.monitor = (
+            holdout(dataset.test, MONITOR_IMAGES, seed=0)[0] if len(dataset.test) > MONITOR_IMAGES else dataset.test
+        )
         self.batches = TrainBatches(
             rest,
             batch_size=min(config.batch_size, len(rest)),
@@ -187,7 +187,7 @@ class _Trainer:
         """Train to the end."""
         position = Position(0, 0, ())
         if resume:
-            position = load_state(self.out / runs.STATE, self.net, self.optimizer, self.average) or position
+            position = load_state(self.out / runs.STATE, self.net, self.optimizer, self._averages) or position
         if self.main:
             runs.write_info(self.out, self.info)
         objective = StandardObjective(self.net, self.config.standard)
@@ -224,8 +224,8 @@ class _Trainer:
             here = Position(epoch, batch + 1, active)
             if not math.isfinite(losses["loss"]):
                 raise Diverged(
-                    f"expected a finite loss, got {losses['loss']} at epoch {epoch}, batch {batch}; the state of the last "
-                    f"save is kept in {self.out / runs.STATE}: train with a smaller lr than {self.config.lr}"
+                    f"expected a finite loss, got {losses['loss']} at epoch {epoch}, batch {batch}; the last saved "
+                    f"state is kept in {self.out / runs.STATE}: train with a smaller lr than {self.config.lr}"
                 )
             self.progress(Progress(epoch, self.config.epochs, batch + 1, len(self.batches), active, losses))
             if self.stop():
@@ -253,7 +253,9 @@ class _Trainer:
 
     def _set_rate(self, position: float) -> None:
         config = self.config
-        rate = learning_rate(config.schedule, position / config.epochs, warmup=min(1.0, 0.1 * config.epochs) / config.epochs)
+        rate = learning_rate(
+            config.schedule, position / config.epochs, warmup=min(1.0, 0.1 * config.epochs) / config.epochs
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * rate * group["lr_factor"]
 
@@ -266,9 +268,13 @@ class _Trainer:
             self.progress(Progress(epoch, self.config.epochs, 0, len(self.batches), active, losses, accuracy))
         self._save(here)
 
+    @property
+    def _averages(self) -> dict[str, torch.Tensor] | None:
+        return None if self.average is None else self.average.tensors
+
     def _save(self, position: Position) -> None:
         if self.main:
-            save_state(self.out / runs.STATE, self.net, self.optimizer, self.average, position)
+            save_state(self.out / runs.STATE, self.net, self.optimizer, self._averages, position)
         self.fabric.barrier()
 
 
@@ -328,14 +334,20 @@ def _check_folder(out: Path, config: TrainConfig, resume: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / runs.CONFIG).exists():
-        raise InputError(f"expected a new or empty folder, or a run, got {out}, which holds something else; choose another")
+        raise InputError(
+            f"expected a new or empty folder, or a run, got {out}, which holds something else; choose another"
+        )
     if not resume:
-        raise InputError(f"expected a new or empty folder, got {out}, which holds a run; resume it or choose another --out")
+        raise InputError(
+            f"expected a new or empty folder, got {out}, which holds a run; resume it or choose another --out"
+        )
     before, now = runs.read_info(out).training, _plain(config)
     changed = sorted(k for k in now if before.get(k) != now[k] and k not in ("save_every", "device"))
     if changed:
         name = changed[0]
-        raise InputError(f"expected the choices of the run in {out} to resume it, got {name}={now[name]!r}, not {before.get(name)!r}")
+        raise InputError(
+            f"expected the choices of the run in {out} to resume it, got {name}={now[name]!r}, not {before.get(name)!r}"
+        )
     if (out / runs.WEIGHTS).exists():
         raise InputError(f"expected an unfinished run to resume, got {out}, which has finished; evaluate or export it")
 

@@ -12,23 +12,20 @@ import torch
 
 from edgeq.errors import InputError
 from edgeq.quant.bits import FLOAT_BITS, at_bits
+from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit
 from edgeq.quant.network import IMAGE, MultiBitNet
 from edgeq.quant.units import (
     PIXEL_STEP,
     AbstractUnit,
-    AddUnit,
-    AvgPoolUnit,
-    ConcatUnit,
-    ConvUnit,
     DropoutUnit,
     FlattenUnit,
     InputUnit,
-    LinearUnit,
     MaxPoolUnit,
     NarrowUnit,
     ReluUnit,
     Value,
 )
+from edgeq.quant.weighted import ConvUnit, LinearUnit
 
 from .graph import INPUT, Add, AvgPool, Concat, Conv, Edge, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale, reach
 from .multiplier import Requant, shift_for
@@ -46,7 +43,9 @@ def lower(model: MultiBitNet, *, bits: int, classes: Sequence[str] = (), name: s
         name: A name for people.
     """
     if bits == FLOAT_BITS:
-        raise InputError("expected a width from 2 to 8 to lower, got 32, which is the float network; choose another width")
+        raise InputError(
+            "expected a width from 2 to 8 to lower, got 32, which is the float network; choose another width"
+        )
     was_training = model.training
     model.eval()
     try:
@@ -146,7 +145,9 @@ class _Lowering:
                 groups=unit.groups,
             )
         if int(reach(node, self.edges[source]).max()) > INT32_MAX:
-            raise InputError(f"expected accumulators within int32, got larger ones at layer {name!r}; its bias diverged")
+            raise InputError(
+                f"expected accumulators within int32, got larger ones at layer {name!r}; its bias diverged"
+            )
         return node
 
     def _add(self, name: str, unit: AddUnit, inputs: tuple[str, ...]) -> Add:
@@ -154,8 +155,8 @@ class _Lowering:
         assert a.step is not None and b.step is not None and unit.output is not None
         ma, mb, n = unit.multipliers(a.step, b.step)
         lo, hi = unit.output.range(self._bits)
-        edges = [self.edge_of[i] for i in inputs]
-        return Add(name, *edges, round(float(ma) * 2**n), round(float(mb) * 2**n), n, lo, hi)
+        m_a, m_b = (round(float(m) * 2**n) for m in (ma, mb))
+        return Add(name, self.edge_of[inputs[0]], self.edge_of[inputs[1]], m_a, m_b, n, lo, hi)
 
     def _align(self, node: Concat, unit: AbstractUnit, inputs: tuple[str, ...]) -> Concat:
         """Put each operand of a concatenation on its grid, by a Rescale with a short multiplier."""

@@ -5,7 +5,7 @@ Images are uint8, RGB, channels first, all of one size. Labels are positions in 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import overload
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -77,10 +77,11 @@ class Dataset:
     flip: bool
 
 
-AnySplit = TypeVar("AnySplit", Split, ImageFiles)
-
-
-def holdout(split: AnySplit, count: int, *, seed: int) -> tuple[AnySplit, AnySplit]:
+@overload
+def holdout(split: Split, count: int, *, seed: int) -> tuple[Split, Split]: ...
+@overload
+def holdout(split: ImageFiles, count: int, *, seed: int) -> tuple[ImageFiles, ImageFiles]: ...
+def holdout(split: Split | ImageFiles, count: int, *, seed: int) -> tuple[Split, Split] | tuple[ImageFiles, ImageFiles]:
     """Split off `count` random images (for calibration) and return them and the rest.
 
     Both keep the order of `split`; the choice depends on the seed and the number of images alone.
@@ -93,4 +94,7 @@ def holdout(split: AnySplit, count: int, *, seed: int) -> tuple[AnySplit, AnySpl
             f"expected between 1 and {len(split) - 1} images to hold out, got {count}; the split has {len(split)}"
         )
     order = torch.randperm(len(split), generator=generator("holdout", seed))
-    return split.subset(order[:count].sort().values), split.subset(order[count:].sort().values)
+    first, rest = order[:count].sort().values, order[count:].sort().values
+    if isinstance(split, Split):
+        return split.subset(first), split.subset(rest)
+    return split.subset(first), split.subset(rest)

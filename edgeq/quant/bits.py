@@ -47,7 +47,9 @@ def check_bits(bits: tuple[int, ...]) -> tuple[int, ...]:
 def at_bits(model: HasWidth, bits: int) -> Iterator[None]:
     """Run `model` at one of its widths inside the block, then put the former width back."""
     if bits not in model.bits:
-        raise InputError(f"expected one of the model's widths {list(model.bits)}, got {bits}; convert it with that width")
+        raise InputError(
+            f"expected one of the model's widths {list(model.bits)}, got {bits}; convert it with that width"
+        )
     before = model.width.bits
     model.width.bits = bits
     try:

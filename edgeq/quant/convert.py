@@ -15,23 +15,20 @@ from edgeq.errors import InputError
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width
 from edgeq.quant.grid import Grid
+from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit
 from edgeq.quant.network import IMAGE, MultiBitNet, QuantConfig, Step
 from edgeq.quant.trace import INF, Op, trace
 from edgeq.quant.units import (
     AbstractUnit,
-    AddUnit,
-    AvgPoolUnit,
-    ConcatUnit,
-    ConvUnit,
     DropoutUnit,
     FlattenUnit,
     InputUnit,
-    LinearUnit,
     MaxPoolUnit,
     NarrowUnit,
     Output,
     ReluUnit,
 )
+from edgeq.quant.weighted import ConvUnit, LinearUnit
 
 PASSING = ("maxpool", "flatten", "dropout", "relu")  # codes stay on the grid of their input
 LAYERS = ("conv", "linear")
@@ -185,7 +182,7 @@ class _Plan:
             case "add":
                 return AddUnit(self.width, output, relu=op.relu)
             case "concat":
-                return ConcatUnit(self.width, output)
+                return ConcatUnit(self.width, output, relu=op.relu)
         args = {key: value for key, value in op.args.items() if key != "keepdim"}
         return AvgPoolUnit(self.width, output, **args)
 
@@ -231,4 +228,6 @@ def _check_ends(ops: tuple[Op, ...]) -> None:
         raise InputError(f"expected a network that ends in a plain Linear layer (its logits), got {got}; add one")
     first = ops[0]
     if first.kind not in LAYERS or first.inputs != (IMAGE,) or sum("image" in op.inputs for op in ops) != 1:
-        raise InputError(f"expected one convolution or linear layer to read the image, got {first.kind} at {first.name!r}")
+        raise InputError(
+            f"expected one convolution or linear layer to read the image, got {first.kind} at {first.name!r}"
+        )

@@ -1,9 +1,9 @@
 """Fold a layer and its BatchNorm into what the device runs: integer weights, integer bias, short multiplier.
 
 A layer computes r = gain * (w . x) + shift, with gain and shift from BatchNorm's running statistics (or 1 and the
-bias). With x = s_in * q_x and r = s_out * code,
+layer's bias). With x = s_in * q_x and r = s_out * code,
 
-    code = round(M * (q_w . q_x) + shift / s_out),    M = s_in * s_w * |gain| / s_out,    q_w = round(w sign(gain) / s_w)
+    code = round(M * (q_w . q_x) + shift / s_out),   M = s_in * s_w * |gain| / s_out,   q_w = round(w sign(gain) / s_w)
 
 M becomes the short multiplier M' = m 2^-n. So that nothing but rounding changes, the weights are then rounded with the
 step that M' implies, s_w' = s_w * M' / M, and the bias becomes round(shift / (s_out * M')). All of it runs in float64,
@@ -34,7 +34,7 @@ class Folded:
         shift: n.
     """
 
-    weight: Float[Tensor, "out *rest"]
+    weight: Float[Tensor, "out inputs *kernel"]
     bias: Float[Tensor, " out"]
     multiplier: Float[Tensor, " out"]
     shift: int
@@ -48,9 +48,7 @@ class Affine:
     shift: Float[Tensor, " out"]
 
 
-def batchnorm_affine(
-    norm: torch.nn.BatchNorm2d | torch.nn.BatchNorm1d, bias: Float[Tensor, " out"] | None
-) -> Affine:
+def batchnorm_affine(norm: torch.nn.BatchNorm2d | torch.nn.BatchNorm1d, bias: Float[Tensor, " out"] | None) -> Affine:
     """Return BatchNorm with its running statistics as gain and shift (the layer's own bias included)."""
     assert norm.running_mean is not None and norm.running_var is not None
     gain = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
@@ -59,7 +57,7 @@ def batchnorm_affine(
 
 
 def fold(
-    weight: Float[Tensor, "out *rest"],
+    weight: Float[Tensor, "out inputs *kernel"],
     affine: Affine,
     *,
     steps: tuple[Tensor, Tensor, Tensor],

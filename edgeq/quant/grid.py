@@ -60,7 +60,7 @@ class Grid(nn.Module):
         self.steps[str(bits)].fill_(max(float(step), SCALE_FLOOR))
 
     @torch.no_grad()
-    def observe(self, codes: Float[Tensor, "n *dims"], bits: int) -> None:
+    def observe(self, codes: Float[Tensor, "n c *space"], bits: int) -> None:
         """Move an observed step towards the batch's maximum; `codes` are unrounded, in units of the current step."""
         if not self.learned:
             step = self.steps[str(bits)]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from edgeq.quant.bits import FLOAT_BITS, Width
 from edgeq.quant.grid import Grid
-from edgeq.quant.units import AbstractUnit, Value, WeightedUnit
+from edgeq.quant.units import AbstractUnit, Value
+from edgeq.quant.weighted import WeightedUnit
 
 IMAGE = "image"
 
@@ -84,9 +85,7 @@ class MultiBitNet(nn.Module):
             tuple(n for n in dict.fromkeys(step.inputs) if last_use[n] == i) for i, step in enumerate(steps)
         ]
 
-    def forward(
-        self, image: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
-    ) -> Float[Tensor, "n classes"]:
+    def forward(self, image: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Return the logits at the active width; images are uint8, or floats in [0, 1]."""
         return self.values(image)[self.steps[-1].name].real
 

@@ -67,7 +67,9 @@ def snap(multiplier: Float[Tensor, "*dims"], n: int) -> Float[Tensor, "*dims"]:
     return multiplier + (short - multiplier).detach() if multiplier.requires_grad else short
 
 
-def mse_steps(weight: Float[Tensor, "out inputs *kernel"], lo: int, hi: int, *, grid: int = 40) -> Float[Tensor, " out"]:
+def mse_steps(
+    weight: Float[Tensor, "out inputs *kernel"], lo: int, hi: int, *, grid: int = 40
+) -> Float[Tensor, " out"]:
     """Return, per row, the step with the least squared error: a search over `grid` fractions of max|w| / hi."""
     rows = weight.detach().flatten(1)
     top = rows.abs().amax(1).clamp_min(SCALE_FLOOR) / hi

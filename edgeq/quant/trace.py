@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from edgeq.errors import InputError
 
@@ -74,26 +74,32 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]
 
 
 def _read(graph: fx.GraphModule) -> list[Op]:
-    modules = dict(graph.named_modules())
+    modules: dict[str, nn.Module] = dict(graph.named_modules())
     names: dict[fx.Node, str] = {}
     ops: list[Op] = []
     used: dict[str, str] = {}
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             if names:
-                raise InputError("expected a network with one input, got several; wrap it in a module that takes the image")
+                raise InputError(
+                    "expected a network with one input, got several; wrap it in a module that takes the image"
+                )
             names[node] = "image"
         elif node.op == "output":
             result = node.args[0]
             if not isinstance(result, fx.Node) or not ops or names[result] != ops[-1].name:
-                raise InputError("expected a network whose last operator gives the logits, got another output structure")
+                raise InputError(
+                    "expected a network whose last operator gives the logits, got another output structure"
+                )
         else:
             op = _convert(node, modules, names)
             if op is None:  # no effect
                 names[node] = names[_nodes(node)[0]]
                 continue
             if isinstance(op.module, (nn.Conv2d, nn.Linear)) and node.target in used:
-                raise InputError(f"expected each layer to be used once, got {node.target!r} twice; give each use a layer")
+                raise InputError(
+                    f"expected each layer to be used once, got {node.target!r} twice; give each use a layer"
+                )
             used[str(node.target)] = op.name
             names[node] = op.name
             ops.append(op)
@@ -107,7 +113,7 @@ def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, 
     meta = node.meta.get("tensor_meta")
     if meta is None and (node.target in ("size", "dim") or node.target in (getattr, operator.getitem)):
         return None  # arithmetic on shapes
-    shape = tuple(meta.shape[1:]) if isinstance(meta, fx.passes.shape_prop.TensorMetadata) else ()
+    shape: tuple[int, ...] = tuple(meta.shape[1:]) if isinstance(meta, TensorMetadata) else ()
     inputs = tuple(names[n] for n in _nodes(node))
     make: Callable[..., Op] = lambda kind, **kw: Op(name, kind, inputs, shape, **kw)  # noqa: E731
     if node.op == "call_module":
@@ -121,7 +127,9 @@ def _module(module: nn.Module, path: str, make: Callable[..., Op], node: fx.Node
     match module:
         case nn.Conv2d():
             if module.padding_mode != "zeros" or isinstance(module.padding, str):
-                raise InputError(f"expected zero padding given in numbers at {path!r}, got {module.padding_mode} {module.padding}")
+                raise InputError(
+                    f"expected zero padding given in numbers at {path!r}, got {module.padding_mode} {module.padding}"
+                )
             return make("conv", module=module)
         case nn.Linear():
             return make("linear", module=module)
@@ -134,7 +142,9 @@ def _module(module: nn.Module, path: str, make: Callable[..., Op], node: fx.Node
         case nn.ReLU():
             return make("relu", relu=INF)
         case nn.MaxPool2d():
-            return _maxpool(path, make, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+            return _maxpool(
+                path, make, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+            )
         case nn.AvgPool2d():
             args = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad)
             return _avgpool(path, make, *args)
@@ -157,7 +167,9 @@ def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
 
     if target in (operator.add, operator.iadd, torch.add, "add", "add_"):
         if len(_nodes(node)) != 2 or arg(2, "alpha", 1) != 1:
-            raise InputError(f"expected a sum of two tensors at {name!r}, got a constant or a factor; use a layer's bias")
+            raise InputError(
+                f"expected a sum of two tensors at {name!r}, got a constant or a factor; use a layer's bias"
+            )
         return make("add")
     if target in (torch.relu, F.relu, "relu", "relu_", torch.relu_):
         return make("relu", relu=INF)
@@ -182,11 +194,21 @@ def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
         return make("dropout", args={"p": arg(1, "p", 0.5)})
     if target in (F.max_pool2d, torch.max_pool2d):
         kernel = arg(1, "kernel_size", None)
-        rest = (arg(2, "stride", None) or kernel, arg(3, "padding", 0), arg(4, "dilation", 1), arg(5, "ceil_mode", False))
+        rest = (
+            arg(2, "stride", None) or kernel,
+            arg(3, "padding", 0),
+            arg(4, "dilation", 1),
+            arg(5, "ceil_mode", False),
+        )
         return _maxpool(name, make, kernel, *rest)
     if target is F.avg_pool2d:
         kernel = arg(1, "kernel_size", None)
-        rest = (arg(2, "stride", None), arg(3, "padding", 0), arg(4, "ceil_mode", False), arg(5, "count_include_pad", True))
+        rest = (
+            arg(2, "stride", None),
+            arg(3, "padding", 0),
+            arg(4, "ceil_mode", False),
+            arg(5, "count_include_pad", True),
+        )
         return _avgpool(name, make, kernel, *rest)
     if target is F.adaptive_avg_pool2d:
         return _adaptive(name, make, arg(1, "output_size", 1), node)
@@ -196,14 +218,18 @@ def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
 
 def _maxpool(name: str, make: Callable[..., Op], kernel, stride, padding, dilation, ceil_mode) -> Op:
     if ceil_mode or dilation not in (1, (1, 1)):
-        raise InputError(f"expected MaxPool2d without ceil_mode and dilation at {name!r}; set ceil_mode=False, dilation=1")
+        raise InputError(
+            f"expected MaxPool2d without ceil_mode and dilation at {name!r}; set ceil_mode=False, dilation=1"
+        )
     pool = nn.MaxPool2d(kernel, stride, padding)
     return make("maxpool", args={"pool": pool})
 
 
 def _avgpool(name: str, make: Callable[..., Op], kernel, stride, padding, ceil_mode, count_include_pad) -> Op:
     if ceil_mode or (padding not in (0, (0, 0)) and not count_include_pad):
-        raise InputError(f"expected AvgPool2d whose windows all have one size at {name!r}; set ceil_mode=False, padding=0")
+        raise InputError(
+            f"expected AvgPool2d whose windows all have one size at {name!r}; set ceil_mode=False, padding=0"
+        )
     return make("avgpool", args={"kernel": kernel, "stride": stride, "padding": padding})
 
 
@@ -218,7 +244,9 @@ def _adaptive(name: str, make: Callable[..., Op], size, node: fx.Node) -> Op | N
     if all(h % w == 0 for w, h in zip(want, have, strict=True)):
         kernel = (have[0] // want[0], have[1] // want[1])
         return make("avgpool", args={"kernel": kernel, "stride": kernel, "padding": 0})
-    raise InputError(f"expected an adaptive pooling that divides its input at {name!r}, got {have} to {want}; use a fixed kernel")
+    raise InputError(
+        f"expected an adaptive pooling that divides its input at {name!r}, got {have} to {want}; use a fixed kernel"
+    )
 
 
 def _nodes(node: fx.Node) -> list[fx.Node]:
@@ -242,15 +270,18 @@ def _fuse(ops: list[Op]) -> tuple[Op, ...]:
         alone = readers.get(op.inputs[0], 0) == 1
         op = replace(op, inputs=tuple(renamed.get(n, n) for n in op.inputs))
         before = fused.get(op.inputs[0])
-        if before is not None and alone and op.kind == "batchnorm" and before.kind in ("conv", "linear"):
-            if before.norm is None and before.relu is None:
-                fused[before.name] = replace(before, norm=op.module)
-                renamed[op.name] = before.name
-                continue
-        if before is not None and alone and op.kind == "relu" and before.kind in ("conv", "linear", "add", "batchnorm"):
-            if before.relu is None:
-                fused[before.name] = replace(before, relu=op.relu)
-                renamed[op.name] = before.name
-                continue
-        fused[op.name] = op
+        if before is not None and alone and _absorbs(before, op):
+            fused[before.name] = replace(before, norm=before.norm or op.module, relu=op.relu)
+            renamed[op.name] = before.name
+        else:
+            fused[op.name] = op
     return tuple(fused.values())
+
+
+def _absorbs(layer: Op, op: Op) -> bool:
+    """Tell whether a BatchNorm or ReLU becomes part of the operator before it."""
+    if layer.relu is not None:
+        return False
+    if op.kind == "batchnorm":
+        return layer.kind in ("conv", "linear") and layer.norm is None
+    return op.kind == "relu" and layer.kind in ("conv", "linear", "add", "concat", "batchnorm")

@@ -1,0 +1,127 @@
+"""BatchNorm's running statistics of one width, measured again.
+
+Rounding weights and activations moves the mean and the variance of what each layer hands to BatchNorm; at 2 bits by
+far more than BatchNorm's running averages, taken from float or from another width, allow for. Measuring them again
+needs images only, no labels and no gradients, and costs one forward pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from edgeq.errors import InputError
+from edgeq.quant.batchnorm import WidthNorm
+from edgeq.quant.network import MultiBitNet
+from edgeq.quant.units import DropoutUnit
+
+from .walk import Images, check_images, check_weights, evaluating, parts
+
+
+@dataclass
+class Moments:
+    """Mean and sum of squared deviations per channel, in float64, merged batch by batch.
+
+    T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, x: Float[Tensor, "n c *space"]) -> None:
+        """Merge a batch."""
+        variance, mean = torch.var_mean(x.detach(), [0, *range(2, x.dim())], correction=0)
+        variance, mean = variance.double(), mean.double()
+        more = x.numel() // x.shape[1]
+        total = self.count + more
+        off = mean - self.mean.to(mean.device)
+        self.squares = self.squares.to(mean.device) + variance * more + off.square() * (self.count * more / total)
+        self.mean = self.mean.to(mean.device) + off * (more / total)
+        self.count = total
+
+    def check(self, name: str) -> None:
+        """Refuse NaN and infinity, naming the layer."""
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.squares).all()):
+            raise InputError(
+                f"expected finite values before BatchNorm at {name!r}, got NaN or infinity; check the weights"
+            )
+
+    @torch.no_grad()
+    def store(self, norm: nn.BatchNorm2d | nn.BatchNorm1d) -> None:
+        """Make them a BatchNorm's running statistics (the unbiased variance, as PyTorch's own)."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(self.mean)
+        norm.running_var.copy_(self.squares / max(self.count - 1, 1))
+
+
+def reestimate(model: MultiBitNet, images: Images, *, bits: int, batch_size: int = 256) -> None:
+    """Replace the running statistics of one width by those of `images`.
+
+    The network runs as in training (fake quantization, statistics of the batch) but without gradients and without
+    dropout; affine parameters, steps, modes, the width and `num_batches_tracked` stay as they are. Over all images the
+    mean and the variance of what enters each BatchNorm are exact, whatever the batch size: batches are merged with
+    their own means, not averaged. Approximated is what enters: the layers before normalise by their batch's
+    statistics, not by the final ones, and their multipliers are not snapped. Both vanish with larger batches and short
+    steps.
+
+    With shared BatchNorm there is one set of statistics, so this sets it for all widths, 32 included.
+
+    Args:
+        model: A multi-bit network.
+        images: Bytes, or floats in [0, 1]; at least two.
+        bits: The width; 32 is allowed.
+        batch_size: Images per forward pass; all batches are nearly equal, and none has a single image.
+    """
+    check_images(model, images, batch_size)
+    check_weights(model)
+    if len(images) < 2 or batch_size < 2:
+        raise InputError(
+            f"expected 2 images or more per batch, got {min(len(images), batch_size)}; statistics need them"
+        )
+    norms = {name: unit.norm for name, unit in model.weighted().items() if unit.norm is not None}
+    before = {name: norm.at(bits).state_dict() for name, norm in norms.items()} if bits in model.bits else {}
+    before = {name: {key: value.clone() for key, value in state.items()} for name, state in before.items()}
+    moments = {name: Moments() for name in norms}
+    handles = [norm.register_forward_pre_hook(_adder(moments[name])) for name, norm in norms.items()]
+    try:
+        with evaluating(model, bits):
+            _train_without_dropout(model)
+            for part in parts(images, batch_size, least=2):
+                model(part.to(next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, state in before.items():
+            norms[name].at(bits).load_state_dict(state)
+    for name in norms:
+        moments[name].check(name)
+    for name, norm in norms.items():
+        moments[name].store(norm.at(bits))
+
+
+def _adder(moments: Moments) -> Callable[[nn.Module, tuple], None]:
+    return lambda _, args: moments.add(args[0])
+
+
+def _train_without_dropout(model: MultiBitNet) -> None:
+    model.train()
+    model.width.deployed = False
+    for unit in model.units.values():
+        if isinstance(unit, DropoutUnit):
+            unit.eval()
+
+
+def copy_norms(model: MultiBitNet, *, source: int, target: int) -> None:
+    """Start a width's BatchNorm (statistics and affine parameters) from another width's."""
+    for unit in model.weighted().values():
+        if isinstance(unit.norm, WidthNorm):
+            unit.norm.at(target).load_state_dict(unit.norm.at(source).state_dict())
+
+
+def has_own_norms(model: MultiBitNet) -> bool:
+    """Whether widths have BatchNorms of their own, so that re-estimating one leaves the others alone."""
+    norms = [unit.norm for unit in model.weighted().values() if unit.norm is not None]
+    return bool(norms) and not any(norm.shared for norm in norms)

@@ -1,0 +1,100 @@
+"""Calibrate a width edge by edge, each one seeing what the edges before it became.
+
+At 2 to 4 bits the rounding of one edge moves the values of the next. So all calibration images go through one operator
+at a time: its BatchNorm is measured on what its inputs really are (optionally), its unrounded results are counted, its
+grid gets its step, and only then are the results rounded, as the deployed network does it, and handed on. Codes wait
+as int8, so a live edge costs one byte per value and image.
+
+A layer tied to an addition has no grid of its own, and the addition's step is not known when the layer runs. Its
+results wait in real numbers and are rounded once the addition has its step.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from edgeq.quant.bits import activation_range
+from edgeq.quant.grid import Grid
+from edgeq.quant.joins import AddUnit
+from edgeq.quant.network import IMAGE, MultiBitNet
+from edgeq.quant.quantizer import quantize
+from edgeq.quant.units import AbstractUnit, Value
+from edgeq.quant.weighted import WeightedUnit
+
+from .batchnorm import Moments
+from .histogram import Histogram
+from .observers import Observer
+from .walk import Images, evaluating, last_uses, parts, product, unrounded
+
+Choose = Callable[[str, Histogram], float]
+
+
+def calibrate_in_order(
+    model: MultiBitNet, images: Images, *, bits: int, choose: Choose, batchnorm: bool, batch_size: int
+) -> dict[str, Histogram]:
+    """Set all activation steps of a width, and with `batchnorm` its running statistics; return what each grid saw."""
+    device = next(model.parameters()).device
+    histograms: dict[str, Histogram] = {}
+    with evaluating(model, bits):
+        values = {IMAGE: [Value(part.to(device), None) for part in parts(images, batch_size)]}
+        for step, dead in zip(model.steps, last_uses(model), strict=True):
+            unit = model.units[step.name]
+            assert isinstance(unit, AbstractUnit)
+            batches = list(zip(*(values[name] for name in step.inputs), strict=True))
+            if batchnorm and isinstance(unit, WeightedUnit) and unit.norm is not None:
+                _measure(unit, batches, bits, step.name)
+            if unit.output is not None and step.name in model.grids:
+                observer = Observer(step.name, device=device)
+                for inputs in batches:
+                    observer.add(_unrounded(unit, inputs, bits))
+                histograms[step.name] = observer.histogram()
+                unit.output.grid.set_step(bits, choose(step.name, histograms[step.name]))
+            waits = unit.output is not None and step.name not in model.grids
+            run = _unrounded if waits else _deployed
+            values[step.name] = [_packed(run(unit, inputs, bits)) for inputs in batches]
+            for name in dead:
+                del values[name]
+    return histograms
+
+
+def _measure(unit: WeightedUnit, batches: list[tuple[Value, ...]], bits: int, name: str) -> None:
+    """Set one layer's running statistics from its true inputs."""
+    assert unit.norm is not None
+    moments = Moments()
+    for (x,) in batches:
+        y = product(unit, _unpacked(x).real, bits, round_weights=True)
+        moments.add(y if unit.bias is None else y + unit.bias.reshape((1, -1) + (1,) * (y.dim() - 2)))
+    moments.check(name)
+    moments.store(unit.norm.at(bits))
+
+
+def _unrounded(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int) -> Tensor:
+    return unrounded(unit, tuple(map(_unpacked, inputs)), bits, round_weights=True)
+
+
+def _deployed(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int) -> Value:
+    """Run the unit as deployed; an addition first rounds what waited for its step."""
+    values = tuple(map(_unpacked, inputs))
+    if isinstance(unit, AddUnit) and unit.output is not None:
+        values = tuple(_rounded(v, unit.output.grid, bits) if v.step is None else v for v in values)
+    return unit(*values)
+
+
+def _rounded(value: Value, grid: Grid, bits: int) -> Value:
+    """Return a tied branch on the addition's grid, which is always an 8-bit one."""
+    step = grid.step(bits)
+    lo, hi = activation_range(8, signed=True)
+    return Value(quantize(value.codes / step, lo, hi), step, max(hi, -lo), grid)
+
+
+def _packed(value: Value | Tensor) -> Value:
+    """Return codes as int8; real numbers as they are."""
+    if isinstance(value, Tensor):
+        return Value(value, None)
+    small = value.step is not None and 0 < value.reach <= 128 and value.codes.dtype == torch.float32
+    return value._replace(codes=value.codes.to(torch.int8)) if small else value
+
+
+def _unpacked(value: Value) -> Value:
+    return value._replace(codes=value.codes.float()) if value.codes.dtype == torch.int8 else value

@@ -1,0 +1,158 @@
+"""Walking a network edge by edge: which grids exist, who reads them, and what arrives before it is rounded.
+
+Inside a layer, the value that a grid will round is r = gain * (w . x) + shift, then ReLU; for additions, averages and
+concatenations it is the operator in real numbers. `unrounded` gives that, from inputs that are codes or real.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from edgeq.errors import InputError
+from edgeq.quant.bits import FLOAT_BITS, activation_range, at_bits
+from edgeq.quant.network import IMAGE, MultiBitNet
+from edgeq.quant.quantizer import quantize
+from edgeq.quant.units import AbstractUnit, NarrowUnit, Value
+from edgeq.quant.weighted import WeightedUnit
+
+from .histogram import Histogram
+from .observers import Observer
+
+Images = UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
+
+
+def parts(images: Images, batch_size: int, *, least: int = 1) -> tuple[Tensor, ...]:
+    """Return the images in batches of nearly equal size, none below `least`, so that none weighs too little."""
+    return images.tensor_split(max(min(-(-len(images) // batch_size), len(images) // least), 1))
+
+
+def check_images(model: MultiBitNet, images: Images, batch_size: int) -> None:
+    """Refuse images that do not fit the model."""
+    if batch_size < 1:
+        raise InputError(f"expected a batch size of 1 or more, got {batch_size}; choose another")
+    if len(images) == 0 or tuple(images.shape[1:]) != tuple(model.image_shape):
+        raise InputError(
+            f"expected one image or more of shape {tuple(model.image_shape)}, got {tuple(images.shape)}; "
+            "give images as the model was made for (image_shape)"
+        )
+    if images.is_floating_point() and not torch.isfinite(images).all():
+        raise InputError(
+            f"expected finite images on edge {IMAGE!r}, got NaN or infinity; give bytes, or floats in [0, 1]"
+        )
+
+
+def check_weights(model: MultiBitNet) -> None:
+    """Refuse weights that are not finite, naming the layer."""
+    for name, unit in model.weighted().items():
+        if not torch.isfinite(unit.weight).all():
+            raise InputError(
+                f"expected finite weights at {name!r}, got NaN or infinity; go back to an earlier checkpoint"
+            )
+
+
+def check_bits(model: MultiBitNet, bits: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the widths to work on, all quantized ones by default."""
+    known = model.quantized_bits()
+    wrong = [b for b in bits or () if b not in known]
+    if wrong:
+        raise InputError(f"expected widths out of the model's {list(known)}, got {wrong}; 32 bits need no calibration")
+    return known if bits is None else tuple(dict.fromkeys(bits))
+
+
+@contextmanager
+def evaluating(model: MultiBitNet, bits: int) -> Iterator[None]:
+    """Run at a width in evaluation mode without gradients; all modes and the width are put back."""
+    modes = {module: module.training for module in model.modules()}
+    deployed = model.width.deployed
+    try:
+        model.eval()
+        with at_bits(model, bits), torch.no_grad():
+            yield
+    finally:
+        model.width.deployed = deployed
+        for module, training in modes.items():
+            module.training = training
+
+
+def last_uses(model: MultiBitNet) -> list[tuple[str, ...]]:
+    """Return, per step, the values that nothing reads afterwards."""
+    last = {name: i for i, step in enumerate(model.steps) for name in step.inputs}
+    return [tuple(n for n in dict.fromkeys(s.inputs) if last[n] == i) for i, s in enumerate(model.steps)]
+
+
+def codes_served(model: MultiBitNet, bits: int) -> dict[str, int]:
+    """Return, per grid, the largest code of its narrowest reader at a width.
+
+    That is the grid's own largest code, but the b-bit one where a wide (8-bit) edge has b-bit readers.
+    """
+    owner = {id(grid): name for name, grid in model.grids.items()}
+    home: dict[str, str | None] = {IMAGE: None}
+    served = {name: grid.range(bits)[1] for name, grid in model.grids.items()}  # type: ignore[operator]
+    for step in model.steps:
+        unit = model.units[step.name]
+        assert isinstance(unit, AbstractUnit)
+        home[step.name] = home[step.inputs[0]] if unit.output is None else owner[id(unit.output.grid)]
+        grid = home[step.name]
+        if isinstance(unit, NarrowUnit) and grid is not None:
+            served[grid] = activation_range(bits, signed=unit.signed)[1]
+    return served
+
+
+def unrounded(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int, *, round_weights: bool) -> Tensor:
+    """Return a unit's result in real numbers, before its grid rounds it.
+
+    Args:
+        unit: The operator.
+        inputs: What it reads, on grids or real.
+        bits: The width whose BatchNorm (running statistics) and weight steps are used.
+        round_weights: Whether the weights are those of that width, or the float ones.
+    """
+    reals = [Value(value.real, None) for value in inputs]
+    if not isinstance(unit, WeightedUnit):
+        return unit(*reals).codes
+    y = product(unit, reals[0].codes, bits, round_weights=round_weights)
+    affine = unit.affine(bits)
+    shape = (1, -1) + (1,) * (y.dim() - 2)
+    y = y * affine.gain.to(y.dtype).reshape(shape) + affine.shift.to(y.dtype).reshape(shape)
+    if unit.relu is not None:
+        y = F.relu(y) if unit.relu == float("inf") else F.hardtanh(y, 0.0, unit.relu)
+    return y
+
+
+def product(unit: WeightedUnit, x: Tensor, bits: int, *, round_weights: bool) -> Tensor:
+    """Return w . x in real numbers, without the bias, with float weights or those of a width."""
+    weight = unit.weight
+    if round_weights:
+        step = unit.weight_step(bits).reshape((-1,) + (1,) * (weight.dim() - 1))
+        weight = quantize(weight / step, *unit.weight_range(bits)) * step
+    return unit.product(x, weight)
+
+
+def float_histograms(model: MultiBitNet, images: Images, *, batch_size: int) -> dict[str, Histogram]:
+    """Return what each grid would have to round if nothing else were rounded.
+
+    Weights are the float ones, BatchNorm that of 32 bits (of the highest width in a model without 32 bits).
+    """
+    source = FLOAT_BITS if FLOAT_BITS in model.bits else model.bits[0]
+    device = next(model.parameters()).device
+    observers = {name: Observer(name, device=device) for name in model.grids}
+    with evaluating(model, source):
+        for part in parts(images, batch_size):
+            values = {IMAGE: Value(part.to(device), None)}
+            for step, dead in zip(model.steps, last_uses(model), strict=True):
+                unit = model.units[step.name]
+                assert isinstance(unit, AbstractUnit)
+                inputs = tuple(values[name] for name in step.inputs)
+                real = (
+                    unit(*inputs).real if IMAGE in step.inputs else unrounded(unit, inputs, source, round_weights=False)
+                )
+                values[step.name] = Value(real, None)
+                if step.name in observers:
+                    observers[step.name].add(real)
+                for name in dead:
+                    del values[name]
+    return {name: observer.histogram() for name, observer in observers.items()}

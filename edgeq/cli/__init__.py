@@ -1,0 +1,3 @@
+"""The command line; `entry.main` is the `edgeq` program."""
+
+from edgeq.cli.entry import main as main

@@ -1,0 +1,162 @@
+"""`edgeq calibrate`: post-training quantization, of a run or of float weights from elsewhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder, MaybeData
+from edgeq.cli.talk import Talk
+from edgeq.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeq.data import Dataset
+    from edgeq.quant.network import MultiBitNet
+    from edgeq.runs import RunInfo
+
+WIDTHS = (32, 8, 5, 4, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(AbstractCommand):
+    """Choose ranges from images, without training, and write a new run folder.
+
+    Either a run: edgeq calibrate RUN --out RUN2
+    or float weights: edgeq calibrate --model M --weights FILE.safetensors --data D --out RUN2
+
+    Attributes:
+        folder: A run folder; its weights stay, the ranges of --bits are chosen anew.
+        out: Run folder to make.
+        method: How a range is chosen.
+        bits: Widths; a run gets those that it does not have yet. Default: the run's, or 32 8 5 4 2.
+        images: Training images to look at.
+        sequential: Look at each edge after those before it were rounded; better at few bits, one pass per width.
+        model: Network of the float weights, as for edgeq train.
+        weights: A float state dict as safetensors.
+        data: Data of the float weights, or other data for a run.
+    """
+
+    folder: Positional[Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")]] = None
+    out: Folder
+    method: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+    bits: AllWidths = ()
+    images: int = 512
+    sequential: bool = False
+    model: Annotated[str, arg(metavar="STR", help_behavior_hint="")] = ""
+    weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    data: MaybeData = ""
+
+    def run(self, talk: Talk) -> Document:
+        """Calibrate, measure, write."""
+        self._check()
+        with talk.busy("loading torch"):
+            from edgeq import calib, runs
+            from edgeq.cli.measure import record_accuracies
+            from edgeq.files import write_json
+        _check_new(self.out)
+        info, net, dataset = self._from_run() if self.folder is not None else self._from_weights()
+        images = _some(dataset, self.images)
+        widths = tuple(b for b in (self.bits or net.bits) if b != 32)
+        with talk.busy(f"calibrating {', '.join(map(str, widths))} bits by {self.method} on {len(images)} images"):
+            report = calib.calibrate(
+                net, images, method=calib.method(self.method), bits=widths, sequential=self.sequential
+            )
+        runs.write_info(self.out, info)
+        runs.save_weights(self.out, net)
+        write_json(self.out / runs.RESULTS / "calibrate.json", report.to_dict())
+        results = record_accuracies(talk, self.out, net, dataset)
+        choices = {"method": report.method, "images": report.images, "sequential": report.sequential}
+        return {"run": str(self.out), **choices, "bits": list(widths), "results": results}
+
+    def _check(self) -> None:
+        floats = [self.model, self.weights]
+        if self.folder is not None and any(floats):
+            raise InputError("expected a run, or --model with --weights, got both; drop one of them")
+        if self.folder is None and not (all(floats) and self.data):
+            raise InputError(
+                "expected a run, or --model with --weights and --data, got neither in full; name a run folder"
+            )
+        if self.images < 2:
+            raise InputError(f"expected at least 2 images, got {self.images}; some hundred are enough")
+
+    def _from_run(self) -> "tuple[RunInfo, MultiBitNet, Dataset]":
+        import dataclasses
+
+        from edgeq.cli.measure import load_fitting
+        from edgeq.runs import load_run
+
+        assert self.folder is not None
+        info, net = load_run(self.folder)
+        spec = self.data or info.data
+        dataset = load_fitting(spec, info.classes, info.image_shape)
+        training = {
+            **info.training,
+            "calibrated": {"run": str(self.folder), "method": self.method, "images": self.images},
+        }
+        quant = dataclasses.replace(info.quant, bits=tuple({*info.quant.bits, *self.bits}))
+        info = dataclasses.replace(info, quant=quant, data=spec, training=training)
+        return info, _widened(info, net), dataset
+
+    def _from_weights(self) -> "tuple[RunInfo, MultiBitNet, Dataset]":
+        from edgeq.data import ImageFiles, load
+        from edgeq.models import build
+        from edgeq.quant.convert import multibit
+        from edgeq.quant.network import QuantConfig
+        from edgeq.runs import RunInfo
+
+        assert self.weights is not None
+        quant = QuantConfig(bits=self.bits or WIDTHS)
+        dataset = load(self.data, seed=0)
+        train = dataset.train
+        side = train.image_size if isinstance(train, ImageFiles) else int(train.images.shape[2])
+        network = build(self.model, classes=len(dataset.classes))
+        _load_float(network, self.weights)
+        calibrated = {"weights": str(self.weights), "method": self.method, "images": self.images}
+        info = RunInfo(self.model, self.data, quant, dataset.classes, (3, side, side), {"calibrated": calibrated})
+        return info, multibit(network, image_shape=info.image_shape, config=quant).eval(), dataset
+
+
+def _widened(info: "RunInfo", net: "MultiBitNet") -> "MultiBitNet":
+    """Return the network with the widths of `info`; new widths start from the BatchNorm of the highest old one."""
+    if info.quant.bits == net.bits:
+        return net
+    from edgeq.calib.batchnorm import copy_norms
+    from edgeq.runs import new_network
+
+    wide = new_network(info)
+    wide.load_state_dict(net.state_dict(), strict=False)  # what is missing belongs to the new widths
+    for bits in set(wide.bits) - set(net.bits):
+        copy_norms(wide, source=max(net.bits), target=bits)
+    return wide.eval()
+
+
+def _load_float(network, path: Path) -> None:
+    from edgeq.files import load_tensors
+
+    wanted, tensors = network.state_dict(), load_tensors(path)
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # often left out, and not used here
+    wrong = sorted((wanted.keys() - counters) ^ (tensors.keys() - counters)) or sorted(
+        name for name, tensor in tensors.items() if wanted[name].shape != tensor.shape
+    )
+    if wrong:
+        raise InputError(
+            f"expected the state dict of this --model in {path}, got another set or shape of tensors at {wrong[0]!r} "
+            f"({len(wrong)} in all); choose the model that the weights belong to"
+        )
+    network.load_state_dict(tensors, strict=False)
+
+
+def _some(dataset: "Dataset", count: int):
+    """Return images of the training split: those that training holds out for calibration, if there are so many."""
+    import torch
+
+    from edgeq.data import batches, holdout
+
+    part, _ = holdout(dataset.train, min(count, len(dataset.train) // 2), seed=0)
+    return torch.cat([images for images, _ in batches(part, 256)])
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"expected a new or empty folder for --out, got {out}, which holds something; choose another")

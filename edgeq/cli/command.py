@@ -1,0 +1,53 @@
+"""What every command is: a frozen dataclass whose fields are its options, and a `run` that returns its JSON object.
+
+The modules of the commands load nothing heavy: torch and the rest of edgeq are imported inside `run`, so that help and
+mistakes of spelling are answered at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from edgeq.cli.talk import Talk
+from edgeq.errors import InputError
+
+Document = Mapping[str, Any]  # Any: JSON
+
+DataSpec = Annotated[str, arg(metavar="DATA")]
+MaybeData = Annotated[str, arg(metavar="DATA", help_behavior_hint="")]
+Folder = Annotated[Path, arg(metavar="DIR")]
+MaybeFolder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
+JsonFile = Annotated[str, arg(metavar="FILE", help_behavior_hint="")]
+Widths = Annotated[tuple[int, ...], arg(metavar="B …")]
+AllWidths = Annotated[tuple[int, ...], arg(metavar="B …", help_behavior_hint="(default: all of the run)")]
+
+
+class Failed(InputError):
+    """A command that ends with exit code 2 but has measured something: the JSON object is written all the same."""
+
+    def __init__(self, message: str, document: Document) -> None:
+        super().__init__(message)
+        self.document = document
+
+
+class Stopped(Exception):
+    """The user stopped a command; the message says how to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractCommand(ABC):
+    """Options that all commands have.
+
+    Attributes:
+        json: Write the result as one JSON object to this file; '-' is standard output.
+    """
+
+    json: JsonFile = ""
+
+    @abstractmethod
+    def run(self, talk: Talk) -> Document:
+        """Do the work, tell the user about it through `talk`, and return the JSON object."""

@@ -1,0 +1,81 @@
+"""`edgeq evaluate`: accuracy per bit-width, of a run or of what was exported from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from edgeq.cli.command import AbstractCommand, AllWidths, Document, MaybeData, MaybeFolder
+from edgeq.cli.talk import Talk
+from edgeq.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(AbstractCommand):
+    """Measure the accuracy of a run at each width, or of an integer artefact in ONNX Runtime, on the test split.
+
+    Attributes:
+        folder: A run folder or an artefact folder.
+        bits: Widths of the run.
+        data: Test on other data with the same classes. Default: what the network was trained on.
+        against: For an artefact: compare every logit with this run's network too.
+        device: Where to run a run's network; an artefact runs on the CPU.
+    """
+
+    folder: Positional[Annotated[Path, arg(metavar="RUN|ART")]]
+    bits: AllWidths = ()
+    data: MaybeData = ""
+    against: MaybeFolder = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def run(self, talk: Talk) -> Document:
+        """Measure either kind of folder."""
+        if (self.folder / "manifest.json").exists():
+            return self._artefact(talk)
+        return self._run(talk)
+
+    def _run(self, talk: Talk) -> Document:
+        if self.against is not None:
+            raise InputError(f"expected an artefact to compare --against a run, got {self.folder}; leave --against out")
+        with talk.busy("loading torch"):
+            from edgeq.cli.measure import check_widths, device, load_fitting, record_accuracies
+            from edgeq.runs import load_run
+        info, net = load_run(self.folder, device=device(self.device))
+        bits = check_widths(self.bits, net.bits)
+        dataset = load_fitting(self.data or info.data, info.classes, info.image_shape)
+        results = record_accuracies(talk, self.folder, net, dataset, bits=bits, keep=not self.data)
+        return {"run": str(self.folder), "data": self.data or info.data, "results": results}
+
+    def _artefact(self, talk: Talk) -> Document:
+        if self.bits:
+            raise InputError(
+                f"expected a run for --bits, got the artefact {self.folder}, which has one width; drop --bits"
+            )
+        with talk.busy("loading torch"):
+            from edgeq.cli.artefacts import keep, open_artefact
+            from edgeq.cli.measure import integer_row, load_fitting
+            from edgeq.runs import load_run
+        artefact = open_artefact(self.folder)
+        spec = self.data or artefact.manifest["origin"].get("data")
+        if not spec:
+            raise InputError(
+                f"expected --data, got none, and {self.folder} does not say what it was trained on; add it"
+            )
+        net = load_run(self.against)[1] if self.against is not None else None
+        dataset = load_fitting(spec, artefact.labels, artefact.graph.input_shape)
+        with talk.busy(f"running {len(dataset.test)} test images in ONNX Runtime"):
+            row = integer_row(artefact, dataset, against=net)
+        if not self.data:
+            keep(artefact, "integer", row)
+        talk.table(
+            f"{self.folder}: integer accuracy on {dataset.name}",
+            ("bits", "accuracy", "right", "images", "logits unlike the network's"),
+            [_cells(row)],
+        )
+        return {"artefact": str(self.folder), "data": spec, **row}
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    unlike = f"{row['mismatches']} of {row['codes']}" if row["codes"] else "not compared"
+    return str(row["bits"]), f"{100 * row['accuracy']:.2f} %", str(row["correct"]), str(row["total"]), unlike

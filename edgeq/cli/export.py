@@ -1,0 +1,66 @@
+"""`edgeq export`: integer-only models with their proofs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder
+from edgeq.cli.talk import Talk
+
+PROOF_IMAGES = 16  # real images that the quick verification may choose from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(AbstractCommand):
+    """Lower widths of a run to integer-only models and write artefact folders, each with its proof.
+
+    Attributes:
+        folder: A run folder.
+        out: Artefact folder to make; with several widths OUT-b8, OUT-b4 and so on.
+        bits: Widths below 32.
+        target: The dialect of the model; ort is packed ONNX for ONNX Runtime.
+    """
+
+    folder: Positional[Annotated[Path, arg(metavar="RUN")]]
+    out: Folder
+    bits: AllWidths = ()
+    target: str = "ort"
+
+    def run(self, talk: Talk) -> Document:
+        """Lower everything first, so that a width that cannot be lowered leaves nothing behind."""
+        with talk.busy("loading torch"):
+            from edgeq.cli.artefacts import model_sha256, open_artefact, origin
+            from edgeq.cli.measure import check_widths, load_fitting
+            from edgeq.data import batches
+            from edgeq.export import save
+            from edgeq.export.lower import lower
+            from edgeq.runs import load_run
+        info, net = load_run(self.folder)
+        widths = check_widths(self.bits, net.bits) if self.bits else net.quantized_bits()
+        graphs = {b: lower(net, bits=b, classes=info.classes, name=info.model) for b in widths}
+        dataset = load_fitting(info.data, info.classes, info.image_shape)
+        images = next(iter(batches(dataset.test, PROOF_IMAGES)))[0].numpy()
+        rows = []
+        for bits, graph in graphs.items():
+            out = self.out if len(graphs) == 1 else self.out.with_name(f"{self.out.name}-b{bits}")
+            with talk.busy(f"writing and proving {out}"):
+                save(graph, path=out, target=self.target, origin=origin(self.folder, info, out), inputs=images)
+            artefact = open_artefact(out)
+            rows.append(
+                {
+                    "artefact": str(out),
+                    "bits": bits,
+                    "target": self.target,
+                    "size_bytes": len(artefact.model),
+                    "model_sha256": model_sha256(artefact),
+                    "exact": True,  # save() refuses to write anything else
+                }
+            )
+        talk.table(
+            f"{self.folder}: integer models for {self.target}",
+            ("artefact", "bits", "bytes", "exact"),
+            [(r["artefact"], str(r["bits"]), str(r["size_bytes"]), "yes") for r in rows],
+        )
+        return {"run": str(self.folder), "artefacts": rows}

@@ -1,0 +1,45 @@
+"""`edgeq report`: one self-contained HTML page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from edgeq.cli.command import AbstractCommand, Document
+from edgeq.cli.talk import Talk
+from edgeq.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(AbstractCommand):
+    """Write one self-contained HTML page about runs and artefacts: accuracy, size, latency, training and proof.
+
+    It measures nothing: evaluate and bench first. What they measured is found in the run, also for its artefacts.
+
+    Attributes:
+        folders: Run and artefact folders.
+        out: The page to write.
+        results: JSON files of edgeq bench and edgeq evaluate from other machines.
+        title: Headline.
+    """
+
+    folders: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN|ART …", help_behavior_hint="")]] = ()
+    out: Annotated[Path, arg(metavar="FILE")] = Path("report.html")
+    results: Annotated[tuple[Path, ...], arg(metavar="FILE …", help_behavior_hint="")] = ()
+    title: str = "edgeq report"
+
+    def run(self, talk: Talk) -> Document:
+        """Collect, draw, write."""
+        if self.out.is_dir():
+            raise InputError(f"expected a file for --out, got the folder {self.out}; name a file in it")
+        with talk.busy("drawing"):
+            from edgeq.files import write_text
+            from edgeq.report import collect, render
+
+            networks = collect(self.folders, results=self.results)
+            page = render(networks, title=self.title)
+            write_text(self.out, page)
+        talk.note(f"wrote {self.out}")
+        rows = [{"network": n.label, "widths": [row.bits for row in n.rows]} for n in networks]
+        return {"out": str(self.out), "size_bytes": len(page.encode()), "networks": rows}

@@ -1,0 +1,133 @@
+"""What the user sees on stderr: notes, tables, and the progress of a training.
+
+On a terminal there is a bar with the time that is left; in a log file there is one line an epoch, and one every
+LOG_SECONDS within a long epoch, so that a log neither floods nor falls silent. Standard output is left to `--json -`.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from edgeq.training import Progress
+
+LOG_SECONDS = 30.0
+LOG_COLUMNS = 160
+
+
+class Talk:
+    """The only place that writes to stderr while a command runs."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        # a log file has no width: tables there shall not be cut to the 80 columns that rich would assume
+        width = None if sys.stderr.isatty() else LOG_COLUMNS
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, width=width)
+
+    def note(self, text: str) -> None:
+        """Write one line."""
+        self.console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Say what is being done: a spinner on a terminal, a line in a log."""
+        if self.console.is_terminal:
+            with self.console.status(text):
+                yield
+        else:
+            self.note(text)
+            yield
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write a table, numbers to the right."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    @contextlib.contextmanager
+    def training(self) -> "Iterator[Callable[[Progress], None]]":
+        """Give out the function to call with the progress of a training."""
+        if self.console.is_terminal:
+            with _bar(self.console) as bar:
+                yield _OnBar(bar, bar.add_task("", total=None)).take
+        else:
+            yield _InLog(self.note).take
+
+
+class _OnBar:
+    """Progress as a bar."""
+
+    def __init__(self, bar: "Bar", task: "TaskID") -> None:
+        self.bar, self.task = bar, task
+        self.accuracy = ""
+        self.shown = 0.0
+
+    def take(self, progress: "Progress") -> None:
+        if progress.accuracy:
+            self.accuracy = _accuracies(progress.accuracy)
+        now = time.monotonic()
+        if now - self.shown < 0.1 and not progress.accuracy:  # redrawing costs more than a small step
+            return
+        self.shown = now
+        done = progress.epoch * progress.batches + progress.batch
+        if progress.accuracy:
+            done = (progress.epoch + 1) * progress.batches
+        self.bar.update(
+            self.task,
+            total=progress.epochs * progress.batches,
+            completed=done,
+            description=f"epoch {progress.epoch + 1}/{progress.epochs}",
+            details=f"{_losses(progress.losses)}  {self.accuracy}",
+        )
+
+
+class _InLog:
+    """Progress as lines."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note = note
+        self.last = time.monotonic()
+
+    def take(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if not progress.accuracy and now - self.last < LOG_SECONDS:
+            return
+        self.last = now
+        where = f"epoch {progress.epoch + 1}/{progress.epochs}"
+        if not progress.accuracy:
+            where += f" batch {progress.batch}/{progress.batches}"
+        self.note(f"{where}  {_losses(progress.losses)}  {_accuracies(progress.accuracy)}".rstrip())
+
+
+def _bar(console) -> "Bar":
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[details]}", markup=False),
+        console=console,
+        transient=True,
+    )
+
+
+def _losses(losses: dict[str, float]) -> str:
+    return f"loss {losses['loss']:.3f}" if "loss" in losses else ""
+
+
+def _accuracies(accuracy: dict[int, float]) -> str:
+    """Name the accuracy of each width in percent."""
+    return "  ".join(f"{bits}b {100 * value:.1f}%" for bits, value in sorted(accuracy.items(), reverse=True))

@@ -1,0 +1,191 @@
+"""Convolution and linear layers of a multi-bit network: shared float weights, a step per width, BatchNorm, ReLU."""
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeq.export.multiplier import shift_for
+from edgeq.quant.batchnorm import WidthNorm
+from edgeq.quant.bits import FLOAT_BITS, Width, weight_range
+from edgeq.quant.exact import exact_conv2d, exact_linear
+from edgeq.quant.fold import Affine, Folded, batchnorm_affine, fold
+from edgeq.quant.quantizer import SCALE_FLOOR, lsq_step, mse_steps, quantize
+from edgeq.quant.units import AbstractUnit, Output, Value, activate
+
+
+class WeightedUnit(AbstractUnit):
+    """Shared by convolution and linear: weight steps per width, BatchNorm, ReLU, folding."""
+
+    def __init__(
+        self,
+        width: Width,
+        output: Output | None,
+        *,
+        layer: nn.Conv2d | nn.Linear,
+        norm: WidthNorm | None,
+        relu: float | None,
+        weight_bits: dict[int, int],
+        full_range: bool,
+        learned: bool,
+    ) -> None:
+        super().__init__(width, output)
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        self.norm = norm
+        self.relu = relu  # None: no activation; inf: ReLU; 6: ReLU6
+        self.weight_bits = weight_bits  # width -> bits of this layer's weights (edge layers differ)
+        self.full_range = full_range
+        self.learned = learned
+        rows = layer.weight.shape[0] if output is not None else 1  # logits share one step: argmax on int32 is exact
+        self.weight_steps = nn.ParameterDict(
+            {str(b): nn.Parameter(torch.ones(rows), requires_grad=learned) for b in weight_bits}
+        )
+        self.reset_weight_steps()
+
+    @torch.no_grad()
+    def reset_weight_steps(self, bits: int | None = None) -> None:
+        """Set learned weight steps to the ones of least squared error, at one width or all."""
+        for key, step in self.weight_steps.items():
+            if bits is None or int(key) == bits:
+                rows = self.weight if step.numel() > 1 or len(self.weight) == 1 else self.weight.flatten()[None]
+                step.copy_(mse_steps(rows, *self.weight_range(int(key))))
+
+    def weight_range(self, bits: int) -> tuple[int, int]:
+        """Return this layer's smallest and largest weight code when the network runs at `bits`."""
+        return weight_range(self.weight_bits[bits], full_range=self.full_range)
+
+    def weight_step(self, bits: int) -> Tensor:
+        """Return the weight steps: learned, or max|w| / hi where scales are observed."""
+        hi = self.weight_range(bits)[1]
+        step = self.weight_steps[str(bits)]
+        if self.learned:
+            return lsq_step(step, self.weight.numel() // step.numel(), hi)
+        rows = self.weight.detach().flatten(1) if step.numel() > 1 else self.weight.detach().flatten()[None]
+        return (rows.abs().amax(1) / hi).clamp_min(SCALE_FLOOR)
+
+    def affine(self, bits: int) -> Affine:
+        """Return gain and shift that follow the weights, from running statistics."""
+        if self.norm is not None:
+            return batchnorm_affine(self.norm.at(bits), self.bias)
+        ones = torch.ones(len(self.weight), dtype=torch.float64, device=self.weight.device)
+        return Affine(ones, ones * 0 if self.bias is None else self.bias.double())
+
+    def folded(self, in_step: Tensor) -> Folded:
+        """Return the layer in the code domain at the active width."""
+        bits = self.width.bits
+        if self.output is None:  # logits: their own step is s_in * s_w, so that the multiplier is 1
+            steps = (in_step, self.weight_step(bits), in_step.double() * self.weight_step(bits).double())
+            return fold(self.weight, self.affine(bits), steps=steps, weight_range=self.weight_range(bits), shift=0)
+        return fold(
+            self.weight,
+            self.affine(bits),
+            steps=(in_step, self.weight_step(bits), self.out_step()),
+            weight_range=self.weight_range(bits),
+            shift=shift_for(*self.output.range(bits)),
+            snapped=self.width.snapped,
+        )
+
+    @abstractmethod
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return weight . x without bias."""
+
+    @abstractmethod
+    def exact_product(self, x: Tensor, weight: Tensor, reach: int) -> Tensor:
+        """Return weight . x of integer codes, exactly."""
+
+    def forward(self, *inputs: Value) -> Value:
+        """Run at the active width."""
+        (x,) = inputs
+        if x.step is None:
+            return self._float(x)
+        return self._deployed(x, x.step) if self.deployed else self._train(x, x.step)
+
+    def _float(self, x: Value) -> Value:
+        y = _plus(self.product(x.codes, self.weight), self.bias)
+        if self.norm is not None:
+            y = self.norm(y, FLOAT_BITS, step=None, batch=not self.deployed)
+        return Value(activate(y, self.relu), None)
+
+    def _train(self, x: Value, in_step: Tensor) -> Value:
+        bits = self.width.bits
+        axes = (-1,) + (1,) * (self.weight.dim() - 1)
+        w_step = self.weight_step(bits).reshape(axes)
+        codes = quantize(self.weight / w_step, *self.weight_range(bits))
+        scale = w_step * in_step
+        if not torch.is_autocast_enabled(x.codes.device.type):
+            y = _plus(self.product(x.codes, codes * scale), self.bias)
+        elif self.norm is not None and self.bias is None and self.output is not None:
+            # Codes up to 127 are exact in bf16 and fp16, their products with a step are not. BatchNorm does not see a
+            # channel's scale, so it takes the sums of codes as they are; only its statistics need the scale.
+            out_step = self.out_step()
+            sums = self.product(x.codes, codes)
+            y = self.norm(sums, bits, step=out_step, batch=True, scale=scale.detach().flatten())
+            return self._land(y, out_step)
+        else:
+            y = _plus(self.product(x.codes, codes).float() * scale.reshape((1, -1, *axes[2:])), self.bias)
+        if self.output is None:
+            return Value(y, None)
+        out_step = self.out_step()
+        if self.norm is None:
+            return self._land(y / out_step, out_step)
+        return self._land(self.norm(y, bits, step=out_step, batch=True), out_step)
+
+    def _deployed(self, x: Value, in_step: Tensor) -> Value:
+        with torch.autocast(x.codes.device.type, enabled=False):
+            folded = self.folded(in_step)
+            acc = self.exact_product(x.codes, folded.weight.to(x.codes.dtype), x.reach)
+        axes = (1, -1) + (1,) * (acc.dim() - 2)
+        # An accumulator that float32 cannot hold saturates anyway (see export/multiplier.py); only a huge bias could
+        # cancel one, so then the sum is done in float64.
+        if float(folded.bias.detach().abs().max()) > 2**24:
+            acc = acc.double()
+        acc = acc + folded.bias.to(acc.dtype).reshape(axes)
+        if self.output is None:
+            return Value(acc, (in_step.double() * self.weight_step(self.width.bits).double()).to(in_step.dtype))
+        lo, hi = self.output.range(self.width.bits)
+        u = acc * folded.multiplier.to(acc.dtype).reshape(axes)
+        return Value(quantize(u, lo, hi).to(x.codes.dtype), self.out_step(), max(hi, -lo), self.output.grid)
+
+
+class ConvUnit(WeightedUnit):
+    """Convolution, BatchNorm, ReLU."""
+
+    def __init__(self, *args, layer: nn.Conv2d, **kwargs) -> None:
+        super().__init__(*args, layer=layer, **kwargs)
+        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
+        assert not isinstance(layer.padding, str)
+        self.padding = layer.padding
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution without bias."""
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def exact_product(self, x: Tensor, weight: Tensor, reach: int) -> Tensor:
+        """Return the convolution of integer codes, exactly."""
+        return exact_conv2d(
+            x,
+            weight,
+            reach=reach,
+            stride=self.stride,  # type: ignore[arg-type]
+            padding=self.padding,  # type: ignore[arg-type]
+            dilation=self.dilation,  # type: ignore[arg-type]
+            groups=self.groups,
+        )
+
+
+class LinearUnit(WeightedUnit):
+    """Linear, BatchNorm, ReLU; the last one gives the logits."""
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return x W^T."""
+        return F.linear(x, weight)
+
+    def exact_product(self, x: Tensor, weight: Tensor, reach: int) -> Tensor:
+        """Return x W^T of integer codes, exactly."""
+        return exact_linear(x, weight, reach=reach)
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.reshape((1, -1) + (1,) * (y.dim() - 2))

@@ -1,0 +1,6 @@
+"""One self-contained HTML page about runs and artefacts."""
+
+from edgeq.report.collect import Network as Network
+from edgeq.report.collect import Row as Row
+from edgeq.report.collect import collect as collect
+from edgeq.report.page import render as render

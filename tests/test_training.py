@@ -1,0 +1,294 @@
+"""Training: it learns, stops cleanly, resumes to the bit, and refuses what it cannot do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeq import runs
+from edgeq.curriculum import Curriculum
+from edgeq.data import Dataset, load
+from edgeq.defenses import Standard, StandardObjective
+from edgeq.errors import InputError
+from edgeq.evaluate import accuracies
+from edgeq.files import load_tensors, save_tensors
+from edgeq.models import build
+from edgeq.optimizer import learning_rate, make_optimizer
+from edgeq.quant.bits import at_bits
+from edgeq.quant.convert import multibit
+from edgeq.quant.network import QuantConfig
+from edgeq.training import Diverged, Interrupted, Progress, TrainConfig, train
+
+TINY = TrainConfig(
+    data="signs:train=160,test=64",
+    model="resnet8",
+    epochs=2,
+    batch_size=24,
+    quant=QuantConfig(bits=(32, 8, 4)),
+    deployed=0.5,
+    device="cpu",
+    save_every=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load(TINY.data)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / runs.WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(TINY, out=out, dataset=data)
+    return out
+
+
+def test_a_run_folder_holds_what_the_contract_says(whole: Path, data: Dataset) -> None:
+    info, net = runs.load_run(whole)
+    assert info.classes == data.classes
+    assert info.quant == TINY.quant
+    lines = [json.loads(line) for line in (whole / runs.METRICS).read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert set(lines[-1]["accuracy"]) == {"32", "8", "4"}
+    assert not (whole / runs.STATE).exists()
+    assert [a.bits for a in accuracies(net, data.test)] == [32, 8, 4]
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
+def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, whole: Path, data: Dataset, stop_at: int) -> None:
+    out = tmp_path / "run"
+    calls = 0
+
+    def stop() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == stop_at
+
+    with pytest.raises(Interrupted):
+        train(TINY, out=out, dataset=data, stop=stop)
+    assert not (out / runs.WEIGHTS).exists()
+    train(TINY, out=out, dataset=data, resume=True)
+    expected = _weights(whole)
+    assert all(torch.equal(t, expected[name]) for name, t in _weights(out).items())
+    assert (out / runs.METRICS).read_text() == (whole / runs.METRICS).read_text()
+
+
+@pytest.mark.ci_slow
+def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "run"
+    script = (
+        "import sys, pathlib, torch\n"
+        "from tests_config import TINY\n"
+        "from edgeq.training import train\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        "if __name__ == '__main__':\n"
+        "    train(TINY, out=sys.argv[1], resume=pathlib.Path(sys.argv[1]).exists())\n"
+    )
+    (tmp_path / "tests_config.py").write_text(
+        "from edgeq.training import TrainConfig\nfrom edgeq.quant.network import QuantConfig\n"
+        f"TINY = {TINY!r}\n".replace("Curriculum(", "__import__('edgeq.curriculum').curriculum.Curriculum(").replace(
+            "Standard(", "__import__('edgeq.defenses').defenses.Standard("
+        )
+    )
+    (tmp_path / "go.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "go.py"), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    state = out / runs.STATE / "state.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not (out / runs.WEIGHTS).exists()
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    expected = _weights(whole)
+    assert all(torch.equal(t, expected[name]) for name, t in _weights(out).items())
+
+
+@pytest.mark.ci_slow
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    config = replace(TINY, epochs=1, deployed=0.0, quant=QuantConfig(bits=(8, 4)))
+    (tmp_path / "go.py").write_text(
+        "import json, sys, os, torch\n"
+        "from edgeq.training import TrainConfig, train\nfrom edgeq.quant.network import QuantConfig\n"
+        "from edgeq.curriculum import Curriculum\nfrom edgeq.defenses import Standard\n"
+        "torch.set_num_threads(1)\n"
+        "seen = []\n"
+        f"config = {config!r}\n"
+        "train(config, out=sys.argv[1], progress=lambda p: seen.append(p.losses['ce_8']) if not p.accuracy else None)\n"
+        "rank = os.environ.get('RANK', 'one')\n"
+        "open(sys.argv[1] + f'/losses{rank}.json', 'w').write(json.dumps(seen))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run
+    run([sys.executable, str(tmp_path / "go.py"), str(tmp_path / "one")], env=environment, check=True, timeout=300)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533"]
+    run([*launcher, str(tmp_path / "go.py"), str(tmp_path / "two")], env=environment, check=True, timeout=300)
+    one = json.loads((tmp_path / "one" / "lossesone.json").read_text())
+    both = [json.loads((tmp_path / "two" / f"losses{rank}.json").read_text()) for rank in (0, 1)]
+    two = [(a + b) / 2 for a, b in zip(*both, strict=True)]
+    assert len(one) == len(two) == 5
+    # Same images, same statistics: only the order of summation differs at first; then rounding to codes amplifies it.
+    assert two[0] == pytest.approx(one[0], abs=1e-4)
+    assert two == pytest.approx(one, abs=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path, data: Dataset) -> None:
+    out = tmp_path / "run"
+
+    def poison(p: Progress) -> None:
+        if (p.epoch, p.batch) == (0, 4):
+            with torch.no_grad():
+                live[0].units["fc"].weight.fill_(float("nan"))  # type: ignore[union-attr, operator]
+
+    live: list = []
+    original = runs.new_network
+
+    def remember(info: runs.RunInfo):
+        live.append(original(info))
+        return live[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "new_network", remember)
+        with pytest.raises(Diverged, match="expected a finite loss"):
+            train(replace(TINY, save_every=1e9), out=out, dataset=data, progress=poison)
+    assert not (out / runs.WEIGHTS).exists()
+
+
+def test_a_full_disk_loses_nothing_already_saved(tmp_path: Path, data: Dataset) -> None:
+    out = tmp_path / "run"
+    calls = 0
+
+    def stop() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == 5
+
+    with pytest.raises(Interrupted):
+        train(TINY, out=out, dataset=data, stop=stop)
+    before = (out / runs.STATE / "state.safetensors").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def full(_descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="space"):
+            train(TINY, out=out, dataset=data, resume=True)
+    assert (out / runs.STATE / "state.safetensors").read_bytes() == before
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    data = load("signs:train=256,test=64")
+    losses: list[float] = []
+    config = replace(TINY, epochs=4, deployed=0.0, quant=QuantConfig(bits=(8, 2)), curriculum=Curriculum(enabled=False))
+    train(config, out=tmp_path / "run", dataset=data, progress=lambda p: losses.append(p.losses["ce_2"]))
+    assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
+
+
+def test_the_objective_is_the_mean_over_the_active_widths() -> None:
+    net = multibit(build("resnet8", classes=10), bits=(32, 8))
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(8)
+    objective = StandardObjective(net.train(), Standard(distill=0.0))
+    losses = objective(images, labels, (32, 8))
+    torch.testing.assert_close(losses["loss"].detach(), (losses["ce_32"] + losses["ce_8"]) / 2)
+    assert set(losses) == {"loss", "ce_32", "ce_8"}
+
+
+def test_the_deployed_stage_freezes_statistics_and_trains_weights() -> None:
+    net = multibit(build("resnet8", classes=10), bits=(32, 4)).train()
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    for b in net.bits:
+        with at_bits(net, b):
+            net(images)
+    before = {n: t.clone() for n, t in net.state_dict().items() if "running" in n or "num_batches" in n}
+    net.width.deployed = True
+    for b in net.bits:
+        with at_bits(net, b):
+            net(images).logsumexp(1).sum().backward()
+    assert all(torch.equal(net.state_dict()[n], t) for n, t in before.items())
+    unit = net.weighted()["blocks_0_conv1"]
+    assert unit.weight.grad is not None
+    assert float(unit.weight.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("bits", "epochs", "expected"),
+    [
+        ((32, 8, 5, 4, 2), 10, [(32, 8), (32, 8, 5), (32, 8, 5, 4), (32, 8, 5, 4, 2)]),
+        ((4,), 3, [(4,), (4,), (4,)]),
+        ((5, 4), 10, [(5,), (5, 4), (5, 4)]),
+        ((32, 8, 2), 1, [(32, 8, 2)]),
+    ],
+)
+def test_widths_enter_from_high_to_low(bits: tuple[int, ...], epochs: int, expected: list[tuple[int, ...]]) -> None:
+    curriculum = Curriculum()
+    assert [curriculum.active(bits, epochs, e) for e in range(len(expected))] == expected
+    assert curriculum.active(bits, epochs, epochs - 1) == bits
+    assert Curriculum(enabled=False).active(bits, epochs, 0) == bits
+
+
+def test_learning_rates() -> None:
+    assert learning_rate("cosine", 0.05, warmup=0.1) == pytest.approx(0.5)
+    assert learning_rate("cosine", 1.0, warmup=0.1) == pytest.approx(0.0)
+    assert [learning_rate("step", d, warmup=0.1) for d in (0.0, 0.5, 0.75)] == [1.0, 0.1, 0.01]
+
+
+def test_every_parameter_is_in_the_optimizer_once() -> None:
+    net = multibit(build("resnet8", classes=10))
+    optimizer = make_optimizer(net, lr=0.1, weight_decay=1e-4)
+    listed = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in listed} == {id(p) for p in net.parameters() if p.requires_grad}
+    assert len(listed) == len({id(p) for p in listed})
+    decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
+    assert decayed == {id(unit.weight) for unit in net.weighted().values()}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"epochs": 0}, "at least 1 epoch"),
+        ({"lr": 0.0}, "lr > 0"),
+        ({"defense": "magic"}, "defence out of"),
+        ({"deployed": 1.0}, "deployed"),
+    ],
+)
+def test_wrong_choices_are_refused(change: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        replace(TINY, **change)
+
+
+def test_folders_that_are_not_ours_are_refused(tmp_path: Path, whole: Path, data: Dataset) -> None:
+    (tmp_path / "photo.txt").write_text("mine")
+    with pytest.raises(InputError, match="something else"):
+        train(TINY, out=tmp_path, dataset=data)
+    with pytest.raises(InputError, match="holds a run"):
+        train(TINY, out=whole, dataset=data)
+    with pytest.raises(InputError, match="has finished"):
+        train(TINY, out=whole, dataset=data, resume=True)
+    with pytest.raises(InputError, match="choices of the run"):
+        train(replace(TINY, lr=0.01), out=whole, dataset=data, resume=True)
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path, data: Dataset) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(TINY, out=out, dataset=data, stop=lambda: True)
+    save_tensors(out / runs.STATE / "state.safetensors", {"net.x": torch.zeros(1)})
+    with pytest.raises(InputError, match="does not fit"):
+        train(TINY, out=out, dataset=data, resume=True)
