@@ -102,8 +102,8 @@ def calibrate(
         batch_size: Images per forward pass.
         weights: "mse" (least squared error) or "minmax", per output channel; observed scales follow max |w| always.
         bn: Measure the widths' running statistics again. Skipped with shared BatchNorm, which belongs to 32 bits too.
-        sequential: Look at each edge after the ones before it were rounded, with the width's own BatchNorm: for networks
-            that were trained at several widths. One pass per width instead of one for all.
+        sequential: Look at each edge after the ones before it were rounded, with the width's own BatchNorm: for
+            networks that were trained at several widths. One pass per width instead of one for all.
 
     Returns:
         What was decided, edge by edge.
