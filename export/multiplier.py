@@ -73,6 +73,12 @@ def saturation(m: int, n: int, lo: int, hi: int) -> int:
     return -((-reach2 << n) // (2 * m))
 
 
+def saturations(rq: Requant) -> Int[np.ndarray, " channels"]:
+    """Return `saturation` of every channel."""
+    reach2 = 2 * max(rq.hi, -rq.lo) + 1
+    return -((-reach2 << rq.n) // (2 * rq.m.astype(np.int64)))
+
+
 def half_even_shift(value: Int[np.ndarray, "*dims"], n: int) -> Int[np.ndarray, "*dims"]:
     """Return value / 2^n rounded half to even, with integer operations only."""
     if n == 0:
@@ -89,7 +95,7 @@ def requantize(
     """Apply the integer rule: clamp to the non-saturating range, multiply in 32 bits, shift half to even, clamp."""
     axes = (1, -1) + (1,) * (acc.ndim - 2)
     m = rq.m.astype(np.int64)
-    limit = np.array([saturation(int(v), rq.n, rq.lo, rq.hi) for v in m], np.int64).reshape(axes)
+    limit = saturations(rq).reshape(axes)
     product = np.clip(acc.astype(np.int64), -limit, limit) * m.reshape(axes)
     return np.clip(half_even_shift(product, rq.n), rq.lo, rq.hi).astype(np.int32)
 
@@ -104,5 +110,5 @@ def requant_is_exact(rq: Requant, reach: Int[np.ndarray, " channels"]) -> np.nda
     Returns:
         Boolean array: m * |acc| <= 2^24 for every reachable accumulator that does not saturate.
     """
-    unsaturated = np.array([saturation(int(v), rq.n, rq.lo, rq.hi) - 1 for v in rq.m], np.int64)
+    unsaturated = saturations(rq) - 1
     return rq.m.astype(np.int64) * np.minimum(unsaturated, reach.astype(np.int64)) <= FLOAT32_EXACT

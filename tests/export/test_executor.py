@@ -12,6 +12,7 @@ from edgeq.export.executor import _unfolded
 from edgeq.export.graph import INPUT, Conv, Edge, IntegerGraph, Linear
 from edgeq.export.multiplier import FLOAT32_EXACT, Requant
 from edgeq.export.reference import run
+from edgeq.export.sweep import thresholds
 
 
 def assert_same(graph: IntegerGraph, images: np.ndarray, **options) -> None:
@@ -49,14 +50,20 @@ def test_sums_beyond_float32_are_exact(graphs, groups: int) -> None:
     assert_same(graph, images)
 
 
-def test_multipliers_that_are_not_short_take_the_integer_rule(graphs) -> None:
-    b = graphs.Builder()
-    x = b.conv(INPUT, 4)
-    node = b.nodes[-1]
-    assert isinstance(node, Conv)
-    long = Requant(node.requant.m * 4097 + 1, node.requant.n + 12, 0, 127)
-    b.nodes[-1] = Conv("conv0", INPUT, node.weight, node.bias, long, 8)
-    assert_same(graph := b.graph(x), graphs.images(graph, 4))
+def test_multipliers_that_are_not_short_take_the_integer_rule() -> None:
+    """Accumulators beside the thresholds of 24-bit multipliers, where float32 would give another code."""
+    m = np.random.default_rng(0).integers(1 << 23, 1 << 24, 200).astype(np.int32)
+    acc = thresholds(Requant(m, 30, 0, 127), np.full(200, 1 << 20))
+    rq = Requant(m.repeat(acc.shape[1]), 30, 0, 127)
+    bias, count = acc.astype(np.int32).reshape(-1), acc.size
+    node = Conv("bias", INPUT, np.zeros((count, 1, 1, 1), np.int8), bias, rq, 8)
+    edges = {INPUT: Edge(-128, 127, 1.0, (1, 1, 1)), "bias": Edge(0, 127, 1.0, (count, 1, 1))}
+    engine = np.clip(np.rint(bias.astype(np.float32) * (rq.m.astype(np.float32) * np.float32(2.0**-30))), 0, 127)
+    images = np.zeros((1, 1, 1, 1), np.uint8)
+    expected = run(graph := IntegerGraph("bias", 8, (node,), edges), images)["bias"].reshape(-1)
+    assert (engine != expected).any()
+    got = TorchExecutor(graph).edges(torch.from_numpy(images))["bias"]
+    np.testing.assert_array_equal(got.numpy().reshape(-1), expected)
 
 
 def test_logits_keep_all_their_bits(graphs) -> None:

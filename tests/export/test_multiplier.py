@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.export.multiplier import FLOAT32_EXACT, Requant, half_even_shift, requant_is_exact, requantize, shift_for
+from edgeq.export.multiplier import (
+    FLOAT32_EXACT,
+    Requant,
+    half_even_shift,
+    requant_is_exact,
+    requantize,
+    saturation,
+    saturations,
+    shift_for,
+)
 
 RANGES = [(0, 127), (0, 255), (-128, 127), (0, 31), (0, 15), (0, 3), (-1, 1), (-5, 9)]
 NO_LIMIT = np.array([1 << 31], np.int64)
@@ -37,6 +46,15 @@ def test_float32_requantization_of_a_short_multiplier_is_the_integer_rule(limits
 @pytest.mark.parametrize(("lo", "hi", "n"), [(0, 127, 17), (-128, 127, 16), (0, 31, 19), (0, 15, 20), (0, 3, 22)])
 def test_shift_for(lo: int, hi: int, n: int) -> None:
     assert shift_for(lo, hi) == n
+
+
+@given(limits=st.sampled_from(RANGES), m=st.integers(1, FLOAT32_EXACT - 1))
+def test_saturation_is_the_first_that_saturates_on_both_sides(limits: tuple[int, int], m: int) -> None:
+    rq = Requant(np.array([m], np.int32), shift_for(*limits), *limits)
+    first = saturation(m, rq.n, *limits)
+    assert saturations(rq).tolist() == [first]
+    largest = Fraction(2 * max(limits[1], -limits[0]) + 1, 2)
+    assert Fraction((first - 1) * m, 1 << rq.n) < largest <= Fraction(first * m, 1 << rq.n)
 
 
 def test_a_long_multiplier_is_not_exact_until_the_reach_is_small() -> None:
