@@ -25,7 +25,7 @@ def verdict(points: Sequence[Point]) -> str:
     size = most.size_bytes / least.size_bytes
     slow, fast = max(points, key=lambda p: p.p50_ms), min(points, key=lambda p: p.p50_ms)
     spread = slow.p50_ms / fast.p50_ms
-    files = f"{most.bits} -> {least.bits} bits makes the file {size:.1f} times smaller"
+    files = f"going from {most.bits} to {least.bits} bits makes the file {size:.1f} times smaller"
     overlap = slow.low_ms <= fast.high_ms
     if spread < SAME or overlap:
         return (

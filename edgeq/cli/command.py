@@ -35,7 +35,11 @@ class Failed(InputError):
 
 
 class Stopped(Exception):
-    """The user stopped a command; the message says how to go on."""
+    """The user stopped a command; the same command with the options `again` goes on."""
+
+    def __init__(self, message: str, *, again: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 @dataclass(frozen=True, kw_only=True)

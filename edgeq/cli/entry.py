@@ -92,7 +92,7 @@ def _run(args: list[str], place: str) -> int:
         _write_json(command.json, {"command": args[0], "edgeq": __version__, **error.document})
         raise
     except Stopped as error:
-        again = [*args, *([] if "--resume" in args else ["--resume"])]
+        again = [*args, *(option for option in error.again if option not in args)]
         return _end(f"{error}; go on with: edgeq {shlex.join(again)}", 130)
     return 0
 

@@ -125,7 +125,7 @@ class Train(AbstractCommand):
             with stopping() as stop, talk.training() as progress:
                 net = train(config, out=self.out, resume=self.resume, progress=progress, stop=stop, dataset=dataset)
         except Interrupted:
-            raise Stopped(f"stopped; the state is saved in {self.out}") from None
+            raise Stopped(f"stopped; the state is saved in {self.out}", again=("--resume",)) from None
         results = record_accuracies(talk, self.out, net, dataset)
         talk.note(f"the run is in {self.out}; next: edgeq export {self.out} --bits {min(self.bits)} --out ART")
         return {"run": str(self.out), "model": self.model, "data": self.data, "epochs": self.epochs, "results": results}

@@ -1,6 +1,6 @@
 """Pictures as SVG text: no files, no fonts, and the page's own text colour in light and dark.
 
-Lines and text in INK become `currentColor`; the colours of the widths are those of Okabe and Ito, which people with
+Lines and text in INK become `currentColor`; the colours of the widths are close to those of Okabe and Ito, which people with
 any colour vision tell apart, on white and on black.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INK = "#123456"  # a colour that nothing else uses
 COLOURS = {
     32: "#8c8c8c",
-    8: "#0072B2",
+    8: "#1f86d1",
     7: "#56B4E9",
     6: "#882255",
     5: "#009E73",
@@ -26,7 +26,7 @@ COLOURS = {
     3: "#CC79A7",
     2: "#D55E00",
 }
-STYLE: dict[str, Any] = {  # Any: matplotlib's settings
+STYLE: Any = {  # Any: matplotlib's settings
     "svg.fonttype": "none",
     "svg.hashsalt": "edgeq",
     "font.family": "sans-serif",
@@ -48,6 +48,8 @@ def curves(network: Network) -> str:
             points.setdefault(int(bits), []).append((line["epoch"] + 1, 100 * accuracy))
     if not points:
         return ""
+    from matplotlib.ticker import MaxNLocator
+
     with _style():
         figure, axes = _new(6.4, 3.4)
         ends = []
@@ -60,7 +62,7 @@ def curves(network: Network) -> str:
         _label_ends(axes, ends)
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return _svg(figure, "Accuracy of each width after each epoch of training")
 
 
@@ -71,7 +73,8 @@ def pareto(rows: Sequence[Row]) -> str:
         return ""
     with _style():
         figure, axes = _new(6.4, 3.4)
-        line = sorted(point[:2] for point in points)
+        best = [p for p in points if not any(q[0] <= p[0] and q[1] > p[1] for q in points)]  # nothing beats it in both
+        line = sorted(point[:2] for point in best)
         axes.plot(*zip(*line, strict=True), color=INK, linewidth=0.8, alpha=0.35, zorder=1)
         low, high = min(p[1] for p in points), max(p[1] for p in points)
         margin = max(0.25 * (high - low), 1.0)
@@ -95,7 +98,7 @@ def latencies(rows: Sequence[Row]) -> str:
     if not measured:
         return ""
     with _style():
-        figure, axes = _new(6.4, 0.9 + 0.38 * len(measured))
+        figure, axes = _new(12.4, 0.9 + 0.34 * len(measured))
         for place, (bits, latency) in enumerate(measured):
             p50 = latency["p50_ms"]
             axes.barh(place, p50, height=0.55, color=COLOURS[bits])

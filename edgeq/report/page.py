@@ -26,11 +26,13 @@ h3 { font-size: 15px; margin: 0 0 10px; } p { margin: 8px 0; } .soft { color: va
 .card b { display: block; font-size: 24px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 13px; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; margin: 18px 0; }
+.row { grid-column: 1 / -1; }
 .plot { width: 100%; height: auto; } .plot text { font-family: inherit !important; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; } th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; font-size: 13px; } th:first-child, td:first-child, 
+.left { text-align: left; }
 td.text { text-align: left; white-space: normal; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 700; }
 .verdict { border-left: 3px solid var(--line); padding: 4px 14px; margin: 18px 0; }
@@ -53,11 +55,11 @@ def render(networks: Sequence[Network], *, title: str = "edgeq report") -> str:
 
 def _network(network: Network) -> str:
     figures = [
-        ("Accuracy and size", pareto(network.rows)),
-        ("Latency", latencies(network.rows)),
-        ("Training", curves(network)),
+        ("", "Accuracy and size", pareto(network.rows)),
+        ("", "Training", curves(network)),
+        (' class="row"', "Latency", latencies(network.rows)),
     ]
-    drawn = "".join(f"<figure><h3>{name}</h3>{svg}</figure>" for name, svg in figures if svg)
+    drawn = "".join(f"<figure{kind}><h3>{name}</h3>{svg}</figure>" for kind, name, svg in figures if svg)
     return (
         f"<section><h2>{escape(network.model)} on {escape(network.data)}</h2>"
         f'<p class="soft">{escape(network.label)}</p>{_cards(network.rows)}{_table(network.rows)}{_verdict(network)}'
@@ -89,9 +91,10 @@ def _cards(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = ("bits", "simulated", "integer", "model bytes", "p50 ms", "p99 ms", "exact", "artefact")
+    head = ("bits", "simulated", "integer", "model bytes", "p50 ms", "p99 ms", "exact")
+    names = "".join(f"<th>{name}</th>" for name in head) + '<th class="left">artefact</th>'
     lines = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{lines}</table></div>'
+    return f'<div class="wide"><table><tr>{names}</tr>{lines}</table></div>'
 
 
 def _cells(row: Row) -> str:
@@ -144,8 +147,8 @@ def _proofs(rows: Sequence[Row]) -> str:
         else ""
     )
     return (
-        "<h2>Proof</h2><p>Each integer model was compared with the interpreter that defines it. The claims hold for every "
-        "possible input; the codes were compared on random, extreme and real images.</p>"
+        "<h2>Proof</h2><p>Each integer model was compared with the interpreter that defines it. The claims hold for "
+        "every possible input; the codes were compared on random, extreme and real images.</p>"
         f'<div class="wide"><table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{lines}</table></div>'
         f'<p class="soft">{note}</p>'
     )
