@@ -3,6 +3,8 @@
 Only NumPy is loaded with it; onnx, onnxruntime and torch are when a function needs them.
 """
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .artefact import Artefact as Artefact
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
     from .lower import lower as lower
 
 _LAZY = {"lower": "lower", "TorchExecutor": "executor"}  # these load torch
+
+
+class _Exports(ModuleType):
+    """Keeps `lower` the function: importing the module of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute, a lazily loaded one to the thing and not to its module."""
+        super().__setattr__(name, getattr(value, name) if name in _LAZY and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Exports
 
 
 def __getattr__(name: str) -> object:

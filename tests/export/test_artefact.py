@@ -148,3 +148,13 @@ def test_given_images_are_run_and_must_fit(graphs, graph: IntegerGraph, tmp_path
 def test_export_is_light_to_import() -> None:
     code = "import sys, edgeq.export; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("first", ["import edgeq.export.lower", "from edgeq.export.lower import lower", "pass"])
+def test_lower_is_the_function_whatever_was_imported_first(first: str) -> None:
+    code = (
+        f"{first}\nimport edgeq.export\nfrom edgeq.export import lower, verify\nprint(lower.__name__, verify.__name__)"
+    )
+    code += "\nassert edgeq.export.lower is lower"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "lower verify\n"
