@@ -1,5 +1,7 @@
 """Translations of the integer graph, one file per target; `BUILDERS` is the whole list."""
 
+# ruff: noqa: TID252  the absolute name would be another module to a type checker that reads export/ itself
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 

@@ -18,6 +18,8 @@ num/den is no short float32: all codes of a Rescale are tried here, and where on
 (Cast and Gather). Adding 0 costs a third of the 256-entry table inside QLinearLeakyRelu, which is not vectorised.
 """
 
+# ruff: noqa: TID252  the absolute name would be another module to a type checker that reads export/ itself
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +163,7 @@ class _Ort:
             self._emit(node, (node.lo, node.hi, int(exact.max())), "QLinearAdd", inputs, domain=MICROSOFT)
 
     def _plus_zero(self, edge: str, scale: np.float32, onto: str) -> list[str]:
-        """Return the inputs of a QLinearAdd of an edge and the number 0: a vectorised change of scale and zero point."""
+        """Return the inputs of a QLinearAdd of an edge and 0: a vectorised change of scale and zero point."""
         name, _, zero = self._tensor(edge)
         number = self.w.const(np.zeros(1, np.uint8))  # its own tensor: ONNX Runtime's layout pass rewrites it
         number_scale, number_zero = self.w.const(ONE), self.w.const(np.uint8(0))

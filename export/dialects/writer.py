@@ -5,6 +5,8 @@ Weights of 8 bits are INT8 initializers; of 4 and 2 bits INT4 and INT2 initializ
 chain of standard operators that unpacks it and splits it into layers. ONNX Runtime evaluates either while it loads.
 """
 
+# ruff: noqa: TID252  the absolute name would be another module to a type checker that reads export/ itself
+
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
