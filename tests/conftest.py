@@ -1,9 +1,11 @@
 """Run-time shape checks, reproducible random examples, and a plotting backend without a screen, for every test."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -13,3 +15,38 @@ install_import_hook("edgeq", "beartype.beartype")
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a tiny training at 32 and 4 bits; tests copy it before they change it."""
+    import torch
+
+    from edgeq.quant.network import QuantConfig
+    from edgeq.training import TrainConfig, train
+
+    out = tmp_path_factory.mktemp("made") / "run"
+    config = TrainConfig(
+        data="signs:train=200,test=100", quant=QuantConfig(bits=(32, 4)), epochs=1, batch_size=50, deployed=0.0
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(config, out=out)
+    finally:
+        torch.set_num_threads(threads)
+    return out
+
+
+@pytest.fixture(scope="session")
+def made_artefact(made_run: Path) -> Path:
+    """The 4-bit artefact of made_run, beside it."""
+    from edgeq.cli.artefacts import origin
+    from edgeq.export import save
+    from edgeq.export.lower import lower
+    from edgeq.runs import load_run
+
+    info, net = load_run(made_run)
+    art = made_run.parent / "art"
+    graph = lower(net, bits=4, classes=info.classes, name=info.model)
+    return save(graph, path=art, origin=origin(made_run, info, art))

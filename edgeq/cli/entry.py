@@ -136,7 +136,7 @@ def quiet() -> Iterator[None]:
             _end(f"note: {message}", 0)
 
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)  # what matters comes as an exception
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = show

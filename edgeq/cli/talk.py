@@ -6,6 +6,7 @@ LOG_SECONDS within a long epoch, so that a log neither floods nor falls silent. 
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 30.0
 LOG_COLUMNS = 160
+QUIET_SECONDS = 10.0  # a mistake found sooner is the only line
 
 
 class Talk:
@@ -36,13 +38,18 @@ class Talk:
 
     @contextlib.contextmanager
     def busy(self, text: str) -> Iterator[None]:
-        """Say what is being done: a spinner on a terminal, a line in a log."""
+        """Say what is being done: with a spinner on a terminal, with a line in a log if it takes long."""
         if self.console.is_terminal:
             with self.console.status(text):
                 yield
-        else:
-            self.note(text)
+            return
+        timer = threading.Timer(QUIET_SECONDS, self.note, (text,))
+        timer.daemon = True
+        timer.start()
+        try:
             yield
+        finally:
+            timer.cancel()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table, numbers to the right."""

@@ -5,6 +5,8 @@ The result is independent of how the author spelled things: modules, functions a
 effect (Identity, a Flatten of a flat tensor) is gone.
 """
 
+import contextlib
+import io
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -62,10 +64,12 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]
     was_training = model.training
     graph.eval()
     try:
-        ShapeProp(graph).propagate(example)
+        with contextlib.redirect_stderr(io.StringIO()):  # ShapeProp prints the traceback that the error carries anyway
+            ShapeProp(graph).propagate(example)
     except Exception as error:
+        reason = str(error.__cause__ or error).partition("While executing")[0].strip()
         raise InputError(
-            f"expected a network for images of shape {image_shape}, got one that stops at them: {error}; "
+            f"expected a network for images of shape {image_shape}, got one that stops at them: {reason}; "
             "pass image_shape=(channels, height, width)"
         ) from error
     finally:

@@ -1,7 +1,7 @@
 """Pictures as SVG text: no files, no fonts, and the page's own text colour in light and dark.
 
-Lines and text in INK become `currentColor`; the colours of the widths are close to those of Okabe and Ito, which people with
-any colour vision tell apart, on white and on black.
+Lines and text in INK become `currentColor`; the colours of the widths are close to those of Okabe and Ito, which
+people with any colour vision tell apart, on white and on black.
 """
 
 import io
@@ -58,7 +58,7 @@ def curves(network: Network) -> str:
             axes.plot(
                 epochs, values, color=COLOURS[bits], linewidth=1.6, marker="o" if len(line) < 3 else "", markersize=4
             )
-            ends.append((epochs[-1], values[-1], f"{bits} bits", COLOURS[bits]))
+            ends.append((float(epochs[-1]), values[-1], f"{bits} bits", COLOURS[bits]))
         _label_ends(axes, ends)
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")

@@ -1,0 +1,188 @@
+"""Mistakes of the user: one line on stderr, exit code 2, and nothing written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from edgeq.cli import main
+from edgeq.files import save_tensors
+
+DATA = "signs:train=200,test=100"  # of made_run, too
+
+
+Prepare = Callable[[Path], None]
+
+
+def _nothing(_: Path) -> None:
+    pass
+
+
+def _classes(here: Path, *, names: tuple[str, ...] = ("a", "b"), empty: str = "", damaged: bool = False) -> None:
+    for split in ("train", "test"):
+        for name in names:
+            folder = here / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(4) if name != empty else ():
+                Image.new("RGB", (16, 16), (index, 0, 0)).save(folder / f"{index}.png")
+    if damaged:
+        (here / "images/train/a/0.png").write_bytes(b"no image")
+
+
+def _text(path: str, text: str) -> Prepare:
+    return lambda here: (here / path).write_text(text) and None  # type: ignore[return-value]
+
+
+def _remove(path: str) -> Prepare:
+    return lambda here: (here / path).unlink()
+
+
+def _cut(path: str) -> Prepare:
+    return lambda here: (here / path).write_bytes((here / path).read_bytes()[:-100]) and None  # type: ignore[return-value]
+
+
+def _edit(path: str, **changes: object) -> Prepare:
+    def edit(here: Path) -> None:
+        body = json.loads((here / path).read_text())
+        for name, value in changes.items():
+            if value is None:
+                del body[name]
+            else:
+                body[name] = value
+        (here / path).write_text(json.dumps(body))
+
+    return edit
+
+
+def _fill(path: str) -> Prepare:
+    def fill(here: Path) -> None:
+        (here / path).mkdir()
+        (here / path / "letter.txt").write_text("mine")
+
+    return fill
+
+
+def _weights(shape: tuple[int, ...]) -> Prepare:
+    return lambda here: save_tensors(here / "float.safetensors", {"conv.weight": torch.zeros(shape)})
+
+
+TRAIN = f"train --data {DATA} --out new"
+PTQ = f"calibrate --model resnet8 --data {DATA} --weights float.safetensors --out new"
+
+CASES: tuple[tuple[str, str, Prepare, str], ...] = (
+    ("no command", "", _nothing, "expected a command"),
+    ("unknown command", "trian --out new", _nothing, "'trian'"),
+    ("command of a later version", "audit art", _nothing, "expected a command"),
+    ("unknown flag", f"{TRAIN} --epoch 3", _nothing, "--epoch"),
+    ("flag without value", f"{TRAIN} --model", _nothing, "--model"),
+    ("missing flag", "train --data signs", _nothing, "--out"),
+    ("missing folder", "evaluate", _nothing, "RUN"),
+    ("not a number", f"{TRAIN} --epochs many", _nothing, "--epochs"),
+    ("not a choice", f"{TRAIN} --schedule linear", _nothing, "'linear'"),
+    ("unknown data", "train --data sings --out new", _nothing, "'sings'"),
+    ("wrong count", "train --data signs:train=0 --out new", _nothing, "train=0"),
+    ("no data folder", "train --data folder:none --out new", _nothing, "none"),
+    ("no CIFAR-10", "train --data cifar10:none --out new", _nothing, "cifar-10-python.tar.gz"),
+    ("empty class", "train --data folder:images --out new", lambda here: _classes(here, empty="b"), "images"),
+    ("damaged image", "train --data folder:images --out new", lambda here: _classes(here, damaged=True), "0.png"),
+    ("unknown model", f"{TRAIN} --model resnet9", _nothing, "'resnet9'"),
+    ("unknown torchvision model", f"{TRAIN} --model torchvision/resnet9", _nothing, "'resnet9'"),
+    ("no such factory", f"{TRAIN} --model no.such:thing", _nothing, "no.such:thing"),
+    ("model that needs other images", f"{TRAIN} --model torchvision/vit_b_16", _nothing, "expected"),
+    ("unknown defence", f"{TRAIN} --defense magic", _nothing, "'magic'"),
+    ("width 1", f"{TRAIN} --bits 32 1", _nothing, "[32, 1]"),
+    ("no width", f"{TRAIN} --bits", _nothing, "[]"),
+    ("width twice", f"{TRAIN} --bits 8 8", _nothing, "[8, 8]"),
+    ("no epochs", f"{TRAIN} --epochs 0", _nothing, "0"),
+    ("negative rate", f"{TRAIN} --lr -1", _nothing, "-1"),
+    ("edge bits 9", f"{TRAIN} --edge-bits 9", _nothing, "9"),
+    ("batch larger than needed", f"{TRAIN} --batch-size 1", _nothing, "batches"),
+    ("no GPU", f"{TRAIN} --device cuda", _nothing, "CUDA"),
+    ("out is not a run", f"train --data {DATA} --out box", _fill("box"), "box"),
+    ("out is a run", f"train --data {DATA} --out run", _nothing, "run"),
+    ("resume with other choices", f"train --data {DATA} --out run --resume --lr 0.7", _nothing, "resume"),
+    ("json into a folder", f"{TRAIN} --json run", _nothing, "--json"),
+    ("json below a file", f"{TRAIN} --json run/config.json/x.json", _nothing, "--json"),
+    ("no run", "evaluate nowhere", _nothing, "nowhere"),
+    ("a folder that is no run", "evaluate box", _fill("box"), "config.json"),
+    ("width that the run has not", "evaluate run --bits 8", _nothing, "[32, 4]"),
+    ("data with other classes", "evaluate run --data folder:images", _classes, "10 classes"),
+    ("run with damaged config", "evaluate run", _text("run/config.json", "{"), "config.json"),
+    ("run without a field", "evaluate run", _edit("run/config.json", quant=None), "quant"),
+    ("run of another format", "evaluate run", _edit("run/config.json", format=99), "99"),
+    ("run with another network", "evaluate run", _edit("run/config.json", model="resnet20"), "weights.safetensors"),
+    ("run with cut weights", "evaluate run", _cut("run/weights.safetensors"), "weights.safetensors"),
+    ("run without weights", "export run --out new", _remove("run/weights.safetensors"), "weights.safetensors"),
+    ("float width exported", "export run --bits 32 --out new", _nothing, "32"),
+    ("unknown target", "export run --bits 4 --target magic --out new", _nothing, "'magic'"),
+    ("export over other files", "export run --bits 4 --out box", _fill("box"), "box"),
+    ("no artefact", "verify run", _nothing, "manifest.json"),
+    ("artefact without model", "verify art", _remove("art/model.onnx"), "model.onnx"),
+    ("artefact with changed model", "verify art", _cut("art/model.onnx"), "SHA-256"),
+    ("artefact with changed labels", "bench art", _text("art/labels.json", "[]"), "SHA-256"),
+    ("artefact with changed certificate", "report art --out new", _text("art/certificate.json", "{}"), "SHA-256"),
+    ("manifest with other bits", "verify art", _edit("art/manifest.json", bits=2), "other bits"),
+    ("manifest without target", "verify art", _edit("art/manifest.json", target=None), "target"),
+    ("manifest without hashes", "verify art", _edit("art/manifest.json", files={}), "SHA-256"),
+    ("manifest of another format", "verify art", _edit("art/manifest.json", format=99), "format"),
+    ("no images to verify with", "verify art --images 0", _nothing, "0"),
+    ("nothing to bench", "bench", _nothing, "artefact"),
+    ("the same artefact twice", "bench art art", _nothing, "twice"),
+    ("unknown engine", "bench art --engines magic", _nothing, "'magic'"),
+    ("negative threads", "bench art --threads -1", _nothing, "-1"),
+    ("no time", "bench art --seconds 0", _nothing, "seconds"),
+    ("widths of an artefact", "evaluate art --bits 4", _nothing, "--bits"),
+    ("nothing to report", "report --out new", _nothing, "expected run or artefact folders"),
+    ("report into a folder", "report run --out box", _fill("box"), "box"),
+    ("results that are no results", "report run --out new --results list.json", _text("list.json", "[]"), "list.json"),
+    ("damaged metrics", "report run --out new", _text("run/metrics.jsonl", "{\n"), "metrics.jsonl"),
+    ("nothing to calibrate", "calibrate --out new", _nothing, "expected a run"),
+    ("run and weights", "calibrate run --model resnet8 --out new", _nothing, "both"),
+    ("unknown method", "calibrate run --method magic --out new", _nothing, "'magic'"),
+    ("calibrate over other files", "calibrate run --out box", _fill("box"), "box"),
+    ("weights of another network", PTQ, _weights((3, 3)), "float.safetensors"),
+    ("weights that are no safetensors", PTQ, _text("float.safetensors", "pickle"), "float.safetensors"),
+    ("demo over other files", "demo --out box", _fill("box"), "box"),
+    ("demo over a file", "demo --out list.json", _text("list.json", "[]"), "list.json"),
+)
+
+
+def _listing(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(("args", "prepare", "words"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    args: str,
+    prepare: Prepare,
+    words: str,
+    made_run: Path,
+    made_artefact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if args.endswith("cuda") and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    shutil.copytree(made_run, tmp_path / "run")
+    shutil.copytree(made_artefact, tmp_path / "art")
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = _listing(tmp_path)
+    capsys.readouterr()
+
+    code = main(args.split())
+
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert lines[0].startswith("edgeq: ")
+    assert words in lines[0]
+    assert "Traceback" not in err
+    assert out == ""
+    assert _listing(tmp_path) == before
