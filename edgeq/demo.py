@@ -75,7 +75,7 @@ class Tour:
             quant=QuantConfig(bits=self.bits),
             epochs=self.epochs,
             batch_size=self.batch_size,
-            curriculum=Curriculum(alone=6 / 11, stage=0.5 / 11)  # two widths an epoch,
+            curriculum=Curriculum(alone=6 / 11, stage=0.5 / 11),  # two widths an epoch
             seed=self.seed,
         )
 
