@@ -60,7 +60,7 @@ class Tour:
     """
 
     bits: tuple[int, ...] = (32, 8, 5, 4, 3, 2)
-    epochs: int = 11
+    epochs: int = 12
     train: int = 6000
     test: int = 2000
     batch_size: int = 64
@@ -75,7 +75,7 @@ class Tour:
             quant=QuantConfig(bits=self.bits),
             epochs=self.epochs,
             batch_size=self.batch_size,
-            curriculum=Curriculum(alone=6 / 11, stage=0.5 / 11),  # two widths an epoch
+            curriculum=Curriculum(alone=7 / 12, stage=0.5 / 12),  # two widths an epoch
             seed=self.seed,
         )
 

@@ -164,7 +164,7 @@ def test_report_of_a_run_and_its_artefact(here: Path, capsys: pytest.CaptureFixt
     assert (here / "page.html").read_text().startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("method", ["minmax", "mse"])
 def test_calibrate_float_weights(method: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     save_tensors(here / "float.safetensors", build("resnet8", classes=10).state_dict())
