@@ -78,10 +78,13 @@ def pareto(rows: Sequence[Row]) -> str:
         axes.plot(*zip(*line, strict=True), color=INK, linewidth=0.8, alpha=0.35, zorder=1)
         low, high = min(p[1] for p in points), max(p[1] for p in points)
         margin = max(0.25 * (high - low), 1.0)
-        for size, accuracy, row in points:
+        above: tuple[float, float] | None = None  # the last point whose name stands above it
+        for size, accuracy, row in sorted(points, key=lambda p: p[:2]):
             axes.scatter([size], [accuracy], s=52, color=COLOURS[row.bits], zorder=2)
+            crowded = above is not None and size < 1.4 * above[0] and abs(accuracy - above[1]) < 0.15 * (high - low)
+            above = above if crowded else (size, accuracy)
             label = "float32" if row.bits == 32 else f"{row.bits} bits"
-            axes.annotate(label, (size, accuracy), (0, 9), textcoords="offset points", ha="center")
+            axes.annotate(label, (size, accuracy), (0, -18 if crowded else 9), textcoords="offset points", ha="center")
         axes.set_ylim(low - margin, min(high + margin, 101 + 0.2 * margin))
         axes.set_xscale("log")
         sizes = sorted({size for size, _, _ in points})
@@ -133,9 +136,14 @@ def _label_ends(axes: "Axes", ends: list[tuple[float, float, str, str]]) -> None
     low, high = axes.get_ylim()
     gap = 0.062 * (high - low)
     placed: list[float] = []
-    for x, y, text, colour in sorted(ends, key=lambda end: end[1]):
-        at = max(y, placed[-1] + gap) if placed else y
-        placed.append(at)
+    ends = sorted(ends, key=lambda end: end[1])
+    for _, y, _, _ in ends:
+        placed.append(max(y, placed[-1] + gap) if placed else y)
+    ceiling = high
+    for index in reversed(range(len(placed))):  # from the top down: inside the picture, and still apart
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    for at, (x, _, text, colour) in zip(placed, ends, strict=True):
         axes.annotate(
             text, (x, at), (6, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False
         )
