@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -78,6 +79,24 @@ def test_a_log_gets_one_line_an_epoch(here: Path, capsys: pytest.CaptureFixture[
     args = f"train --data {DATA} --bits 32 --epochs 2 --batch-size 50 --deployed 0 --out new".split()
     assert main(args) == 0
     assert len(re.findall(r"^epoch \d/2  loss \d.*32b ", capsys.readouterr().err, re.MULTILINE)) == 2
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    from rich.console import Console
+
+    from edgeq.cli.talk import Talk
+    from edgeq.training import Progress
+
+    screen = io.StringIO()
+    talk = Talk()
+    talk.console = Console(file=screen, force_terminal=True, width=120)
+    with talk.busy("a spinner"):
+        pass
+    with talk.training() as show:
+        show(Progress(0, 2, 1, 9, (32, 4), {"loss": 1.25}))
+        show(Progress(0, 2, 0, 9, (32, 4), {"loss": 0.75}, {32: 0.5, 4: 0.25}))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert all(words in text for words in ("a spinner", "epoch 1/2", "loss 0.750", "32b 50.0%", "4b 25.0%"))
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(

@@ -68,7 +68,7 @@ class Talk:
         """Give out the function to call with the progress of a training."""
         if self.console.is_terminal:
             with _bar(self.console) as bar:
-                yield _OnBar(bar, bar.add_task("", total=None)).take
+                yield _OnBar(bar, bar.add_task("starting", total=None, details="")).take
         else:
             yield _InLog(self.note).take
 
