@@ -1,0 +1,37 @@
+"""GAP: the universal adversarial patch of Brown et al. (arXiv 1712.09665).
+
+One patch maximises the mean log-probability of a target class over images, places, scales and rotations. Without
+targets it maximises -log p of the true class instead.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from edgeq.attacks.base import AbstractPatchAttack, Ascent, PatchResult, Progress, Seed
+from edgeq.attacks.eot import EOT
+from edgeq.attacks.goal import Goal, Loss, Victim
+from edgeq.attacks.universal import Universal, universal_patch
+
+
+@dataclass(frozen=True)
+class GAP(AbstractPatchAttack):
+    """The choices of the attack.
+
+    Attributes:
+        size: Side of the patch in pixels.
+        ascent: Steps.
+        eot: Views that it must survive.
+        loss: What is climbed.
+        batch_size: Images per step.
+    """
+
+    size: int = 6
+    ascent: Ascent = field(default_factory=lambda: Ascent(steps=500, step=0.05, decay=True))
+    eot: EOT = field(default_factory=EOT)
+    loss: Loss = "cross-entropy"
+    batch_size: int = 64
+
+    def _run(self, victim: Victim, images: Tensor, goal: Goal, seed: Seed, progress: Progress | None) -> PatchResult:
+        choices = Universal(self.size, self.ascent, self.eot, self.loss, self.batch_size)
+        return universal_patch(victim, images, goal, choices, seed=seed, progress=progress)

@@ -1,0 +1,139 @@
+"""Location-optimised patches, one per image, as in patch adversarial training (Rao, Stutz, Schiele, arXiv 2005.02313).
+
+Every image gets its own patch at its own place. The first place is where a patch promises most: with g the gradient of
+the loss at the clean image x, the linearised gain of an optimal patch is
+
+    sum over its pixels of max(g (1 - x), -g x)        place = "gain"
+    sum over its pixels of |g|                         place = "gradient"
+
+and the patch that attains the former is 1 where g > 0 and 0 where g < 0: it is the first restart's start. Later
+restarts start from random patches at places drawn in proportion to the sums. Then Adam or sign steps climb the margin,
+optionally trying the four neighbouring places every few steps. The best patch and place over all steps and restarts is
+kept for each image, and an image that has reached its goal is left out of later restarts.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from edgeq.attacks.base import AbstractPatchAttack, Ascent, PatchResult, Progress, Seed, seed_key
+from edgeq.attacks.goal import Goal, Loss, Victim
+from edgeq.attacks.patch import Placement, Region, allowed, cut, draw_places
+from edgeq.attacks.perimage import Best, Search, choose, input_gradient, window_sums
+from edgeq.data.seeds import generator
+from edgeq.errors import InputError
+
+
+@dataclass(frozen=True)
+class Located(AbstractPatchAttack):
+    """The choices of the attack.
+
+    Attributes:
+        size: Side of the patch in pixels.
+        ascent: Steps.
+        loss: What is climbed.
+        place: How the first place is chosen: "gain", "gradient" or "random".
+        start: First restart's patch: "gradient" (the linearised optimum), "random" or "grey".
+        region: Where patches may lie.
+        restarts: Worst case over so many searches.
+        move_every: Steps between tries of the neighbouring places; 0 for none.
+        stride: Pixels of such a move.
+        keep: "best" of all steps, or "last" (one forward pass less, for training).
+        batch_size: Images at once; the result does not depend on it.
+    """
+
+    size: int = 6
+    ascent: Ascent = field(default_factory=Ascent)
+    loss: Loss = "margin"
+    place: Literal["gain", "gradient", "random"] = "gain"
+    start: Literal["gradient", "random", "grey"] = "gradient"
+    region: Region = "anywhere"
+    restarts: int = 1
+    move_every: int = 0
+    stride: int = 2
+    keep: Literal["best", "last"] = "best"
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.restarts < 1 or self.batch_size < 1 or self.move_every < 0 or self.stride < 1:
+            raise InputError(
+                f"expected restarts, batch_size and stride of 1 or more and move_every of 0 or more, got "
+                f"{self.restarts}, {self.batch_size}, {self.stride} and {self.move_every}; correct them"
+            )
+        if self.keep == "last" and self.restarts > 1:
+            raise InputError(f"expected restarts=1 with keep='last', got {self.restarts}; use keep='best'")
+
+    def _run(self, victim: Victim, images: Tensor, goal: Goal, seed: Seed, progress: Progress | None) -> PatchResult:
+        places = allowed((images.shape[2], images.shape[3]), self.size, self.region).to(images.device)
+        best = Best.none(images, self.size)
+        trace, flat, members = [0.0] * self.ascent.steps, 0.0, 1
+        for restart in range(self.restarts):
+            noise = _Noise(images, self.size, places, generator("located", seed_key(seed), restart))
+            active = torch.arange(len(images), device=images.device)
+            if restart:
+                members = _members(victim, images) if restart == 1 else members
+                active = active[~best.reached(members)]
+            for index in active.split(self.batch_size) if len(active) else ():
+                search, patch = self._begin(victim, images[index], goal.at(index), index, best, noise, restart)
+                done = search.run(patch, self.ascent, progress)
+                if restart == 0:
+                    trace = [a + b * len(index) / len(images) for a, b in zip(trace, done.trace, strict=True)]
+                    flat += done.flat * len(index)
+        return PatchResult(best.patch, best.places, None, best.rank, best.queries, tuple(trace), flat / len(images))
+
+    def _begin(
+        self, victim: Victim, images: Tensor, goal: Goal, index: Tensor, best: Best, noise: "_Noise", restart: int
+    ) -> tuple[Search, Tensor]:
+        places, patch = noise.places.at(index), noise.patch[index]
+        if self.place != "random" or (self.start == "gradient" and restart == 0):
+            best.queries[index] += 1
+            grad = input_gradient(victim, images, goal, self.loss)
+            if self.place != "random":
+                sums = window_sums(_promise(images, grad, self.place), self.size)
+                if restart:  # the largest of log s_i + Gumbel noise is a draw in proportion to s_i
+                    sums = sums.clamp_min(1e-30).log() + noise.gumbel[index]
+                places = choose(sums, noise.allowed)
+            if self.start == "gradient" and restart == 0:
+                hidden = cut(grad, places, self.size)
+                patch = torch.where(hidden == 0, patch, (hidden > 0).to(patch))
+        if self.start == "grey" and restart == 0:
+            patch = torch.full_like(patch, 0.5)
+        search = Search(
+            victim, images, goal, index, best, places, noise.allowed, self.loss, self.stride, self.move_every, self.keep
+        )
+        return search, patch
+
+
+class _Noise:
+    """All that is random in a restart, drawn for all images at once so that batches do not matter."""
+
+    def __init__(self, images: Tensor, size: int, places: Tensor, gen: torch.Generator) -> None:
+        n, channels = images.shape[:2]
+        self.allowed = places
+        self.patch = torch.rand(n, channels, size, size, generator=gen, dtype=images.dtype).to(images.device)
+        self.places: Placement = draw_places(places.cpu(), n, gen).to(images.device)
+        uniform = torch.rand(n, *places.shape, generator=gen, dtype=images.dtype).clamp_min(1e-30)
+        self.gumbel = -(-uniform.log()).clamp_min(1e-30).log().to(images.device)
+
+
+def _promise(images: Tensor, grad: Tensor, place: str) -> Float[Tensor, "n c h w"]:
+    return torch.maximum(grad * (1 - images), -grad * images) if place == "gain" else grad.abs()
+
+
+@torch.no_grad()
+def _members(victim: Victim, images: Tensor) -> int:
+    logits = victim(images[:1])
+    return 1 if logits.dim() == 2 else int(logits.shape[:-2].numel())
+
+
+def training_attack(size: int = 6, *, steps: int = 4) -> Located:
+    """Return the cheap version to train against: `steps` + 1 forward and backward passes.
+
+    One gradient gives both the place and the first patch; few sign steps follow, each able to cross a quarter of the
+    range of brightness.
+    """
+    return Located(size=size, ascent=Ascent(steps, 0.25, "sign", decay=True), keep="last", batch_size=1 << 30)
