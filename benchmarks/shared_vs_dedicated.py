@@ -29,7 +29,7 @@ BITS = (32, 8, 5, 4, 2)
 VARIANTS = tuple((scales, norm) for scales in ("learned", "observer") for norm in ("per-bit", "shared"))
 PLANS = {
     "cifar": TrainConfig(model="resnet8", epochs=12, lr=0.2, precision="bf16"),
-    "signs": TrainConfig(data="signs:train=4000,test=2000", model="resnet8", epochs=16, lr=0.2, precision="bf16"),
+    "signs": TrainConfig(data="signs:train=4000,test=2000", model="resnet8", epochs=12, lr=0.2, precision="bf16"),
 }
 
 

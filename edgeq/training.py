@@ -228,6 +228,8 @@ class _Trainer:
                     f"state is kept in {self.out / runs.STATE}: train with a smaller lr than {self.config.lr}"
                 )
             self.progress(Progress(epoch, self.config.epochs, batch + 1, len(self.batches), active, losses))
+            if batch + 1 == len(self.batches):
+                break  # the end of an epoch is saved below, with its line of metrics
             if self.stop():
                 self._save(here)
                 raise Interrupted
@@ -236,6 +238,8 @@ class _Trainer:
                 saved = time.monotonic()
         here = Position(epoch + 1, 0, active)
         self._finish_epoch(epoch, active, losses, here)
+        if self.stop() and here.epoch < self.config.epochs:
+            raise Interrupted
         return here
 
     def _step(

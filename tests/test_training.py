@@ -34,7 +34,7 @@ TINY = TrainConfig(
     quant=QuantConfig(bits=(32, 8, 4)),
     deployed=0.5,
     device="cpu",
-    save_every=0.0,
+    save_every=1e9,  # saving costs an fsync; the tests that need it ask for it
 )
 
 
@@ -97,9 +97,9 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path) -> None:
     )
     (tmp_path / "tests_config.py").write_text(
         "from edgeq.training import TrainConfig\nfrom edgeq.quant.network import QuantConfig\n"
-        f"TINY = {TINY!r}\n".replace("Curriculum(", "__import__('edgeq.curriculum').curriculum.Curriculum(").replace(
-            "Standard(", "__import__('edgeq.defenses').defenses.Standard("
-        )
+        f"TINY = {replace(TINY, save_every=0.0)!r}\n".replace(
+            "Curriculum(", "__import__('edgeq.curriculum').curriculum.Curriculum("
+        ).replace("Standard(", "__import__('edgeq.defenses').defenses.Standard(")
     )
     (tmp_path / "go.py").write_text(script)
     command = [sys.executable, str(tmp_path / "go.py"), str(out)]
@@ -109,7 +109,7 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path) -> None:
     deadline = time.monotonic() + 120
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.5)
+    time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert state.exists()
@@ -121,7 +121,9 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path) -> None:
 
 @pytest.mark.ci_slow
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    config = replace(TINY, epochs=1, deployed=0.0, quant=QuantConfig(bits=(8, 4)))
+    config = replace(
+        TINY, epochs=1, deployed=0.0, quant=QuantConfig(bits=(32, 4)), curriculum=Curriculum(enabled=False)
+    )
     (tmp_path / "go.py").write_text(
         "import json, sys, os, torch\n"
         "from edgeq.training import TrainConfig, train\nfrom edgeq.quant.network import QuantConfig\n"
@@ -129,7 +131,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
         "torch.set_num_threads(1)\n"
         "seen = []\n"
         f"config = {config!r}\n"
-        "train(config, out=sys.argv[1], progress=lambda p: seen.append(p.losses['ce_8']) if not p.accuracy else None)\n"
+        "train(config, out=sys.argv[1], progress=lambda p: seen.append((p.losses['ce_32'], p.losses['ce_4'])) if not p.accuracy else None)\n"
         "rank = os.environ.get('RANK', 'one')\n"
         "open(sys.argv[1] + f'/losses{rank}.json', 'w').write(json.dumps(seen))\n"
     )
@@ -140,11 +142,12 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     run([*launcher, str(tmp_path / "go.py"), str(tmp_path / "two")], env=environment, check=True, timeout=300)
     one = json.loads((tmp_path / "one" / "lossesone.json").read_text())
     both = [json.loads((tmp_path / "two" / f"losses{rank}.json").read_text()) for rank in (0, 1)]
-    two = [(a + b) / 2 for a, b in zip(*both, strict=True)]
-    assert len(one) == len(two) == 5
-    # Same images, same statistics: only the order of summation differs at first; then rounding to codes amplifies it.
-    assert two[0] == pytest.approx(one[0], abs=1e-4)
-    assert two == pytest.approx(one, abs=0.05)
+    two = torch.tensor(both).mean(0)
+    # Same images, same statistics: in float only the order of summation differs, and training amplifies it slowly.
+    torch.testing.assert_close(two[0, 0], torch.tensor(one)[0, 0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(two[:, 0], torch.tensor(one)[:, 0], atol=0.02, rtol=0)
+    # At 4 bits a difference in the last place can move a value to the next code.
+    torch.testing.assert_close(two[:, 1], torch.tensor(one)[:, 1], atol=0.05, rtol=0)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path, data: Dataset) -> None:
@@ -165,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "new_network", remember)
         with pytest.raises(Diverged, match="expected a finite loss"):
-            train(replace(TINY, save_every=1e9), out=out, dataset=data, progress=poison)
+            train(TINY, out=out, dataset=data, progress=poison)
     assert not (out / runs.WEIGHTS).exists()
 
 

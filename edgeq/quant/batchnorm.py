@@ -80,19 +80,33 @@ def _in_units(
     return y
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, since every process's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _synchronised(
     x: Tensor, norm: nn.BatchNorm2d | nn.BatchNorm1d, weight: Tensor, bias: Tensor, momentum: float
 ) -> Tensor:
     """BatchNorm over all processes, on any device: W processes see the statistics that one would see."""
-    from torch.distributed.nn.functional import all_reduce
-
     assert norm.running_mean is not None and norm.running_var is not None
     axes = [0, *range(2, x.dim())]
     shape = (1, -1) + (1,) * (x.dim() - 2)
     world = dist.get_world_size()
     count = x.numel() // x.shape[1] * world
-    mean = all_reduce(x.mean(axes)) / world
-    variance = all_reduce((x - mean.reshape(shape)).square().mean(axes)) / world
+    mean = _SumOverProcesses.apply(x.mean(axes)) / world
+    variance = _SumOverProcesses.apply((x - mean.reshape(shape)).square().mean(axes)) / world
     with torch.no_grad():
         norm.running_mean.lerp_(mean.detach(), momentum)
         norm.running_var.lerp_(variance.detach() * (count / max(count - 1, 1)), momentum)
