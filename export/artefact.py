@@ -27,7 +27,7 @@ from edgeq import __version__
 from edgeq.errors import InputError
 
 from . import graphfile
-from .dialects import build
+from .dialects import build, dialect
 from .graph import INPUT, INPUT_ZERO, Conv, IntegerGraph, Linear
 
 FORMAT = 1
@@ -174,6 +174,7 @@ def _manifest(graph: IntegerGraph, target: str, origin: Mapping[str, object], fi
         "name": graph.name,
         "bits": graph.bits,
         "target": target,
+        "runtime": dialect(target).about(graph),
         "input": {
             "name": INPUT,
             "dtype": "uint8",

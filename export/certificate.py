@@ -20,7 +20,7 @@ class Proof:
 
     Attributes:
         layer: Node of the integer graph.
-        claim: What is shown: `inequality`, `int32`, `requantizer` or `table`.
+        claim: What is shown: `inequality`, `int32`, `requantizer`, `table`, `bias` or `lint`.
         cases: Channels, accumulators or codes tried.
         exact: Whether it holds.
         detail: What failed and where; empty where it holds.
@@ -87,6 +87,7 @@ class Certificate:
         proofs: Statements that hold for every input.
         runs: Engines compared on the inputs.
         needs_vnni: Layers whose 8-bit products may saturate in ONNX Runtime on x86 processors without VNNI.
+        ordered: Layers of the `trt` dialect whose partial sums an engine might round if it ran Q/DQ in float, unfused.
         versions: Packages that took part.
     """
 
@@ -99,6 +100,7 @@ class Certificate:
     proofs: tuple[Proof, ...]
     runs: tuple[Run, ...]
     needs_vnni: tuple[str, ...] = ()
+    ordered: tuple[str, ...] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property

@@ -21,6 +21,7 @@ def compare(
     *,
     engines: tuple[str, ...] = ENGINES,
     slow_images: int = 0,
+    target: str = "ort",
 ) -> tuple[Run, ...]:
     """Run engines on all images and compare every edge that they show with the interpreter.
 
@@ -30,9 +31,11 @@ def compare(
         images: What to run on.
         engines: Names from `ENGINES`.
         slow_images: Images for `onnx.reference`; 0 leaves it out.
+        target: The dialect of the model.
     """
     order = tuple(node.name for node in graph.nodes)
-    tallies = [_started(name, make, order) for name, make in engine_makers(graph, model, engines, slow_images)]
+    makers = engine_makers(graph, model, engines, slow_images, target)
+    tallies = [_started(name, make, order) for name, make in makers]
     for start, batch in _batches(graph, images):
         expected = interpret(graph, batch)
         for tally in tallies:

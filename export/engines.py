@@ -4,16 +4,16 @@ ONNX Runtime runs at its four optimisation levels, on one thread, twice each: a 
 edge, and the model as it is, because extra outputs change what is fused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeq.errors import InputError
+from edgeq.errors import InputError, require
 
-from .dialects import ort
-from .graph import IntegerGraph
+from .dialects import dialect
+from .graph import INPUT, IntegerGraph
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Codes = dict[str, np.ndarray]
 LEVELS = ("disabled", "basic", "extended", "all")
-ENGINES = ("torch", "onnx.reference", "onnxruntime")
+ENGINES = ("torch", "onnx.reference", "onnxruntime")  # those that are always there
+OPTIONAL = ("openvino", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Engine:
 
 
 def engine_makers(
-    graph: IntegerGraph, model: bytes, names: tuple[str, ...], slow_images: int
+    graph: IntegerGraph, model: bytes, names: tuple[str, ...], slow_images: int, target: str
 ) -> list[tuple[str, Callable[[], Engine]]]:
     """Return the name of each engine and what makes it; making one may fail, which is a finding of its own.
 
@@ -50,20 +51,25 @@ def engine_makers(
         InputError: There is no engine of some name.
     """
     for name in names:
-        if name not in ENGINES:
-            raise InputError(f"expected engines of {', '.join(ENGINES)}, got {name!r}; leave it out")
+        if name not in ENGINES + OPTIONAL:
+            raise InputError(f"expected engines of {', '.join(ENGINES + OPTIONAL)}, got {name!r}; leave it out")
+    view = View(graph, dialect(target).observe(graph), dialect(target).dtype)
     makers: list[tuple[str, Callable[[], Engine]]] = []
     if "torch" in names:
         makers.append(("torch", lambda: _torch(graph)))
     if "onnx.reference" in names and slow_images:
-        makers.append(("onnx.reference", lambda: _onnx_reference(graph, model, slow_images)))
+        makers.append(("onnx.reference", lambda: _onnx_reference(view, model, slow_images)))
     if "onnxruntime" in names:
         for level in LEVELS:
             for every in (True, False):
                 label = f"onnxruntime:{level}:{'edges' if every else 'logits'}"
-                makers.append(
-                    (label, lambda level=level, every=every, label=label: _ort(graph, model, level, every, label))
-                )
+                makers.append((label, lambda at=level, every=every, label=label: _ort(view, model, at, every, label)))
+    if "openvino" in names:
+        makers.append(("openvino", lambda: _openvino(view, model)))
+    if "tensorrt" in names:
+        for every in (True, False):
+            label = f"tensorrt:{'edges' if every else 'logits'}"
+            makers.append((label, lambda every=every, label=label: _tensorrt(view, model, every, label)))
     return makers
 
 
@@ -84,45 +90,100 @@ def session(model: bytes, level: str = "all") -> "onnxruntime.InferenceSession":
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def with_all_edges(graph: IntegerGraph, model: bytes) -> "onnx.ModelProto":
-    """Return a copy of the model that also outputs every edge."""
-    import onnx
+@dataclass(frozen=True)
+class View:
+    """How to read the edges of a graph from a model of it.
 
-    copy = onnx.load_from_string(model)
-    present = {value.name for value in copy.graph.output}
-    names = [tensor for tensor, _ in ort.observe(graph).values() if tensor not in present]
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return copy
+    Attributes:
+        graph: The definition.
+        observed: For each edge the tensor that carries it, and the number that stands for code 0.
+        dtype: Type of these tensors.
+    """
+
+    graph: IntegerGraph
+    observed: dict[str, tuple[str, int]]
+    dtype: type[np.integer]
+
+    def tensors(self, edges: list[str]) -> list[str]:
+        """Return the names of the tensors."""
+        return [self.observed[edge][0] for edge in edges]
+
+    def with_all_edges(self, model: bytes) -> "onnx.ModelProto":
+        """Return a copy of the model that also outputs every edge."""
+        import onnx
+        from onnx import helper
+
+        copy = onnx.load_from_string(model)
+        present = {value.name for value in copy.graph.output}
+        names = [tensor for tensor, _ in self.observed.values() if tensor not in present]
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
+        copy.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name in names)
+        return copy
+
+    def decoded(self, edges: list[str], values: Iterable[object]) -> Codes:
+        """Turn tensors into codes: subtract the zero point, give every edge its shape."""
+        return {
+            edge: np.asarray(value).astype(np.int32).reshape(-1, *self.graph.edges[edge].shape) - self.observed[edge][1]
+            for edge, value in zip(edges, values, strict=True)
+        }
 
 
-def _ort(graph: IntegerGraph, model: bytes, level: str, every: bool, label: str) -> Engine:
+def _ort(view: View, model: bytes, level: str, every: bool, label: str) -> Engine:
     import onnxruntime
 
-    observed = ort.observe(graph)
-    edges = list(observed) if every else [graph.output]
-    running = session(with_all_edges(graph, model).SerializeToString() if every else model, level)
-    tensors = [observed[edge][0] for edge in edges]
+    edges = list(view.observed) if every else [view.graph.output]
+    running = session(view.with_all_edges(model).SerializeToString() if every else model, level)
+    tensors = view.tensors(edges)
 
     def run(images: np.ndarray) -> Codes:
-        return _decoded(graph, edges, running.run(tensors, {"image": images}))
+        return view.decoded(edges, running.run(tensors, {INPUT: images}))
 
     return Engine(label, onnxruntime.__version__, run)
 
 
-def _onnx_reference(graph: IntegerGraph, model: bytes, most: int) -> Engine:
+def _onnx_reference(view: View, model: bytes, most: int) -> Engine:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     from .reference_ops import OPERATORS
 
-    observed = ort.observe(graph)
-    evaluator = ReferenceEvaluator(with_all_edges(graph, model), new_ops=list(OPERATORS))
-    tensors = [tensor for tensor, _ in observed.values()]
+    evaluator = ReferenceEvaluator(view.with_all_edges(model), new_ops=list(OPERATORS))
+    edges = list(view.observed)
 
     def run(images: np.ndarray) -> Codes:
-        return _decoded(graph, list(observed), evaluator.run(tensors, {"image": images}))
+        return view.decoded(edges, evaluator.run(view.tensors(edges), {INPUT: images}))
 
     return Engine("onnx.reference", onnx.__version__, run, most)
+
+
+def _openvino(view: View, model: bytes) -> Engine:
+    """OpenVINO on its CPU plug-in, with float32 where it computes in float."""
+    openvino = require("openvino", "openvino")
+    core, edges = openvino.Core(), list(view.observed)
+    read = core.read_model(view.with_all_edges(model).SerializeToString())
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = core.compile_model(read, "CPU", settings)
+
+    def run(images: np.ndarray) -> Codes:
+        results = compiled({INPUT: images})
+        return view.decoded(edges, [results[tensor] for tensor in view.tensors(edges)])
+
+    return Engine("openvino", openvino.__version__.split("-")[0], run)
+
+
+def _tensorrt(view: View, model: bytes, every: bool, label: str) -> Engine:
+    """TensorRT, for models of the `trt` dialect; int8 outputs end up where TensorRT lets them."""
+    from .trt_engine import TrtRunner, build_engine, load_tensorrt
+
+    version = load_tensorrt().__version__
+    edges = list(view.observed) if every else [view.graph.output]
+    runner = TrtRunner(build_engine(view.with_all_edges(model).SerializeToString() if every else model))
+
+    def run(images: np.ndarray) -> Codes:
+        results = runner.run(images)
+        return view.decoded(edges, [results[tensor] for tensor in view.tensors(edges)])
+
+    return Engine(label, version, run)
 
 
 def _torch(graph: IntegerGraph) -> Engine:
@@ -136,12 +197,3 @@ def _torch(graph: IntegerGraph) -> Engine:
         return {name: value.numpy() for name, value in executor.edges(torch.from_numpy(images)).items()}
 
     return Engine("torch", torch.__version__, run)
-
-
-def _decoded(graph: IntegerGraph, edges: list[str], values) -> Codes:
-    """Turn the model's tensors into codes: subtract the zero point, give every edge its shape."""
-    observed = ort.observe(graph)
-    return {
-        edge: np.asarray(value).astype(np.int32).reshape(-1, *graph.edges[edge].shape) - observed[edge][1]
-        for edge, value in zip(edges, values, strict=True)
-    }

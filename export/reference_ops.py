@@ -54,7 +54,8 @@ class MaxPool(OpRun):
     def _run(self, x, *, kernel_shape, pads=None, strides=None, **_):
         pads, strides = pads or (0, 0, 0, 0), strides or (1, 1)
         border = ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3]))
-        padded = np.pad(x, border, constant_values=np.iinfo(x.dtype).min)
+        lowest = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
+        padded = np.pad(x, border, constant_values=lowest)
         rows, columns = (
             (size - k) // s + 1 for size, k, s in zip(padded.shape[2:], kernel_shape, strides, strict=True)
         )

@@ -27,7 +27,7 @@ INT32 = (1 << 31) - 1
 
 def sweep(graph: IntegerGraph, model: "onnx.ModelProto") -> list[Proof]:
     """Return one proof per requantizing node, adder and rescaling of the model."""
-    found = _Model(model)
+    found = Model(model)
     proofs = []
     for node in graph.nodes:
         if isinstance(node, Add | Rescale):
@@ -47,8 +47,8 @@ def thresholds(rq: Requant, limit: np.ndarray) -> np.ndarray:
     return np.clip(np.concatenate([beside, ends], 1), -bound, bound)
 
 
-class _Model:
-    """Look-ups in the model under test."""
+class Model:
+    """Look-ups in the model under test: `producer` of a tensor, `array` of a constant."""
 
     def __init__(self, model: "onnx.ModelProto") -> None:
         from onnx import numpy_helper
@@ -58,6 +58,7 @@ class _Model:
         self._array = numpy_helper.to_array
 
     def array(self, name: str) -> np.ndarray:
+        """Return the value of an initializer."""
         return self._array(self.values[name])
 
     def operator(self, layer: str) -> "onnx.NodeProto | None":
@@ -65,7 +66,7 @@ class _Model:
         return self.producer.get(f"{layer}:raw", self.producer.get(layer))
 
 
-def _requantizer(graph: IntegerGraph, node: Conv | Linear | AvgPool, model: _Model) -> Proof:
+def _requantizer(graph: IntegerGraph, node: Conv | Linear | AvgPool, model: Model) -> Proof:
     edge, rq = graph.edges[node.inputs[0]], node.requant
     assert rq is not None
     operator = model.operator(node.name)
@@ -84,10 +85,11 @@ def _requantizer(graph: IntegerGraph, node: Conv | Linear | AvgPool, model: _Mod
     else:
         got = _run_requantizer(operator, model, acc)
     zero = ort.zero_point(graph.edges[node.name])
-    return _compared(node.name, np.clip(got - zero, rq.lo, rq.hi), requantize(acc[None], rq)[0], acc)
+    return compared(node.name, np.clip(got - zero, rq.lo, rq.hi), requantize(acc[None], rq)[0], acc)
 
 
-def _compared(layer: str, got: np.ndarray, expected: np.ndarray, acc: np.ndarray) -> Proof:
+def compared(layer: str, got: np.ndarray, expected: np.ndarray, acc: np.ndarray) -> Proof:
+    """Return the proof that each (channel, case) accumulator got the expected code."""
     wrong = np.argwhere(got != expected)
     detail = ""
     if len(wrong):
@@ -99,7 +101,7 @@ def _compared(layer: str, got: np.ndarray, expected: np.ndarray, acc: np.ndarray
     return Proof(layer, "requantizer", acc.size, not len(wrong), detail)
 
 
-def _run_requantizer(operator: "onnx.NodeProto", model: _Model, acc: np.ndarray) -> np.ndarray:
+def _run_requantizer(operator: "onnx.NodeProto", model: Model, acc: np.ndarray) -> np.ndarray:
     """Return the uint8 output of the operator's requantizer for (channels, cases) accumulators."""
     gemm = operator.op_type == "QGemm"
     scale = np.broadcast_to(model.array(operator.input[4]), (len(acc),))
@@ -121,7 +123,7 @@ def _run_requantizer(operator: "onnx.NodeProto", model: _Model, acc: np.ndarray)
     return np.concatenate(parts).astype(np.int32)
 
 
-def _run_average(operator: "onnx.NodeProto", model: _Model, acc: np.ndarray, edge: Edge) -> np.ndarray:
+def _run_average(operator: "onnx.NodeProto", model: Model, acc: np.ndarray, edge: Edge) -> np.ndarray:
     """Feed planes whose codes add up to each accumulator."""
     _, height, width = edge.shape
     area, zero = height * width, ort.zero_point(edge)
@@ -136,7 +138,7 @@ def _run_average(operator: "onnx.NodeProto", model: _Model, acc: np.ndarray, edg
     return out.reshape(acc.shape).astype(np.int32)
 
 
-def _table(graph: IntegerGraph, node: Add | Rescale, model: _Model) -> Proof:
+def _table(graph: IntegerGraph, node: Add | Rescale, model: Model) -> Proof:
     """Try an elementwise node on all its inputs, through the model's own operators."""
     codes = [np.arange(graph.edges[name].lo, graph.edges[name].hi + 1, dtype=np.int32) for name in node.inputs]
     grid = [axis.reshape(1, -1) for axis in np.meshgrid(*codes, indexing="ij")]
@@ -182,7 +184,7 @@ def _float32_sums(
     return {who: np.clip(np.rint(total).astype(np.int32) - zero, node.lo, node.hi) for who, total in sums.items()}
 
 
-def _chain(node: Add | Rescale, model: _Model) -> "list[onnx.NodeProto]":
+def _chain(node: Add | Rescale, model: Model) -> "list[onnx.NodeProto]":
     """Return copies of the operators from a node's inputs, renamed in:0 and in:1, to its output."""
     from onnx import NodeProto
 

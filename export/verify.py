@@ -4,9 +4,11 @@ For every input, by argument:
     inequality   m * |acc| <= 2^24 wherever the output does not saturate, per channel: then float32 requantization
                  is the integer rule (`multiplier.py`)
     int32        no accumulator leaves 32 bits
-For every input, by exhaustion, in the engine itself (`sweep.py`):
+For every input, by exhaustion, in the engine itself (`sweep.py`, `cuts.py`):
     requantizer  accumulators beside every threshold of every channel, with the model's own scales
     table        all codes of each Rescale, all pairs of codes of each Add
+    bias         every float bias of the `trt` dialect is the integer one
+    lint         the `trt` dialect keeps TensorRT's rules (`dialects/trt_lint.py`)
 On random, extreme and given images: every edge of every engine against the interpreter, code by code (`engines.py`).
 """
 
@@ -22,9 +24,12 @@ from edgeq.errors import InputError
 
 from .certificate import Certificate, Proof
 from .compare import codes_per_image, compare
+from .cuts import ordered, sweep_cuts
+from .dialects.trt_lint import lint
 from .engines import ENGINES
 from .graph import AvgPool, Conv, IntegerGraph, Linear, reach
 from .multiplier import requant_is_exact, saturation
+from .sweep import sweep
 
 if TYPE_CHECKING:
     from .artefact import Artefact
@@ -48,7 +53,7 @@ def verify(
     Args:
         artefact: The folder, or what `load` made of it.
         inputs: Real images to compare on, besides random and extreme ones.
-        engines: Which of `torch`, `onnx.reference` and `onnxruntime` to run.
+        engines: Which of `torch`, `onnx.reference`, `onnxruntime` and, where it is installed, `openvino` to run.
 
     Returns:
         The certificate; `exact` is the verdict and `failures()` names the layers.
@@ -74,7 +79,8 @@ def certify(
 ) -> Certificate:
     """Return the certificate of a model for a graph; `quick` runs fewer images and leaves out the slow engine."""
     kinds = test_images(graph, inputs, quick=quick)
-    runs = compare(graph, model, np.concatenate(list(kinds.values())), engines=engines, slow_images=SLOW[quick])
+    images = np.concatenate(list(kinds.values()))
+    runs = compare(graph, model, images, engines=engines, slow_images=SLOW[quick], target=target)
     return Certificate(
         name=graph.name,
         bits=graph.bits,
@@ -82,26 +88,30 @@ def certify(
         quick=quick,
         model_sha256=hashlib.sha256(model).hexdigest(),
         inputs={kind: len(images) for kind, images in kinds.items()},
-        proofs=prove(graph, model),
+        proofs=prove(graph, model, target),
         runs=runs,
-        needs_vnni=needs_vnni(graph),
+        needs_vnni=needs_vnni(graph) if target == "ort" else (),
+        ordered=ordered(graph) if target == "trt" else (),
         versions=_versions(),
     )
 
 
-def prove(graph: IntegerGraph, model: bytes) -> tuple[Proof, ...]:
+def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof, ...]:
     """Return every statement about every layer, in topological order of the layers."""
     import onnx
 
-    from .sweep import sweep
-
-    swept = {proof.layer: proof for proof in sweep(graph, onnx.load_from_string(model))}
+    read = onnx.load_from_string(model)
+    swept = sweep(graph, read) if target == "ort" else sweep_cuts(graph, read, target)
     proofs: list[Proof] = []
     for node in graph.nodes:
         if isinstance(node, Conv | Linear | AvgPool):
             proofs += _argued(graph, node)
-        if node.name in swept:
-            proofs.append(swept[node.name])
+        proofs += [proof for proof in swept if proof.layer == node.name]
+    if target == "trt":
+        findings = lint(read)
+        proofs.append(
+            Proof("model", "lint", len(read.graph.node), not findings, "".join(f.message for f in findings[:1]))
+        )
     return tuple(proofs)
 
 

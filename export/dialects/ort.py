@@ -18,8 +18,6 @@ num/den is no short float32: all codes of a Rescale are tried here, and where on
 (Cast and Gather). Adding 0 costs a third of the 256-entry table inside QLinearLeakyRelu, which is not vectorised.
 """
 
-# ruff: noqa: TID252  the absolute name would be another module to a type checker that reads export/ itself
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,6 @@ import numpy as np
 from edgeq.errors import InputError
 
 from ..graph import (
-    INPUT,
     Add,
     AvgPool,
     Concat,
@@ -43,12 +40,11 @@ from ..graph import (
     reach,
 )
 from ..reference import half_even_ratio
-from .writer import MICROSOFT, Writer
+from .writer import LOGITS, MICROSOFT, Writer, check_ends, writer_for
 
 if TYPE_CHECKING:
     import onnx
 
-LOGITS = "logits"  # name of the model's output
 ONE = np.float32(1)
 
 
@@ -63,25 +59,24 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
     Raises:
         InputError: Some edge's codes do not fit into a byte, or the last node does not give int32 logits.
     """
-    from onnx import TensorProto, helper
-
-    last = graph.nodes[-1]
-    if not (isinstance(last, Linear) and last.requant is None):
-        raise InputError(f"expected a last Linear without requant, got {type(last).__name__} {last.name!r}; add one")
-    if LOGITS in {node.name for node in graph.nodes[:-1]}:
-        raise InputError(
-            f"expected the name {LOGITS!r} for the output alone, got an inner layer of that name; rename it"
-        )
-    for name, edge in graph.edges.items():
-        if name != graph.output and edge.hi + zero_point(edge) > 255:
-            raise InputError(f"expected codes that fit into a byte, got {edge.lo}..{edge.hi} on {name!r}; narrow them")
-    writer = _Ort(graph, Writer({INPUT: INPUT, graph.output: LOGITS}))
+    check(graph)
+    writer = _Ort(graph, writer_for(graph))
     writer.w.add_weights([node for node in graph.nodes if isinstance(node, Conv | Linear)])
     for node in graph.nodes:
         writer.translate(node)
-    image = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *graph.input_shape])
-    logits = helper.make_tensor_value_info(LOGITS, TensorProto.INT32, ["batch", *graph.edges[graph.output].shape])
-    return writer.w.model(graph.name, [image], [logits])
+    return writer.w.finish(graph)
+
+
+def check(graph: IntegerGraph) -> None:
+    """Check that every edge but the logits travels in bytes.
+
+    Raises:
+        InputError: It does not.
+    """
+    check_ends(graph)
+    for name, edge in graph.edges.items():
+        if name != graph.output and edge.hi + zero_point(edge) > 255:
+            raise InputError(f"expected codes that fit into a byte, got {edge.lo}..{edge.hi} on {name!r}; narrow them")
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ class _Ort:
         given = {"strides": node.stride, "pads": node.padding, "dilations": node.dilation, "group": node.groups}
         default = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
         attributes = {key: value for key, value in given.items() if value != default[key]}
-        top = _ratio(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
+        top = at_most(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
         inputs = [*self._tensor(node.input), self.w.weight(node.name), *self._scale(rq.m, rq.n), *self._out(node.name)]
         self._emit(node, (rq.lo, rq.hi, top), "QLinearConv", [*inputs, self.w.const(node.bias)], **attributes)
 
@@ -131,18 +126,18 @@ class _Ort:
             if node.bias.any():
                 self.w.node("Add", [product, self.w.const(node.bias)], out)
             return
-        top = _ratio(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
-        scale = _real(rq.m, rq.n)
+        top = at_most(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
+        scale = real(rq.m, rq.n)
         factors = [self.w.const(scale), self.w.const(np.zeros(scale.shape, np.int8))]  # QGemm wants equal shapes
         inputs = [name, one, zero, weight, *factors, self.w.const(node.bias), *self._out(node.name)]
         self._emit(node, (rq.lo, rq.hi, top), "QGemm", inputs, domain=MICROSOFT)
 
     def _add(self, node: Add) -> None:
         a, b = self.graph.edges[node.a], self.graph.edges[node.b]
-        scale_a, scale_b = (self.w.const(_real(m, node.n)) for m in (node.m_a, node.m_b))
+        scale_a, scale_b = (self.w.const(real(m, node.n)) for m in (node.m_a, node.m_b))
         (name_a, _, zero_a), (name_b, _, zero_b) = self._tensor(node.a), self._tensor(node.b)
         inputs = [name_a, scale_a, zero_a, name_b, scale_b, zero_b, *self._out(node.name)]
-        top = _ratio(a.hi * node.m_a + b.hi * node.m_b, node.n)
+        top = at_most(a.hi * node.m_a + b.hi * node.m_b, node.n)
         self._emit(node, (node.lo, node.hi, top), "QLinearAdd", inputs, domain=MICROSOFT)
 
     def _rescale(self, node: Rescale) -> None:
@@ -152,7 +147,7 @@ class _Ort:
             return
         codes = np.arange(edge.lo, edge.hi + 1, dtype=np.int32)
         exact = half_even_ratio(codes, node.num, node.den)
-        scale = _float_scale(codes, (zero_point(edge), zero_point(out)), (node.num, node.den), exact)
+        scale = float_scale(codes, (zero_point(edge), zero_point(out)), (node.num, node.den), exact)
         if scale is None:
             table = np.zeros(256, np.uint8)
             table[codes + zero_point(edge)] = np.clip(exact, node.lo, node.hi) + zero_point(out)
@@ -174,7 +169,7 @@ class _Ort:
         channels, height, width = edge.shape
         window = node.kernel or (height, width)
         area, m = window[0] * window[1], int(rq.m.max())
-        top = _ratio(edge.reach * area * m, rq.n)
+        top = at_most(edge.reach * area * m, rq.n)
         name, one, zero = self._tensor(node.input)
         if node.kernel is None and len(rq.m) == 1 and m * area < 1 << 24:
             readers = [reader for reader in self.graph.nodes if node.name in reader.inputs]
@@ -182,7 +177,7 @@ class _Ort:
             if last:  # spares the engine, which works on NHWC, a transposition back
                 self.w.node("Transpose", [name], f"{node.name}:nhwc", perm=(0, 2, 3, 1))
                 name = f"{node.name}:nhwc"
-            inputs = [name, self.w.const(_real(m * area, rq.n)), zero, *self._out(node.name)]
+            inputs = [name, self.w.const(real(m * area, rq.n)), zero, *self._out(node.name)]
             average = "QLinearGlobalAveragePool"
             self._emit(node, (rq.lo, rq.hi, top), average, inputs, domain=MICROSOFT, channels_last=last)
             return
@@ -200,7 +195,7 @@ class _Ort:
 
     def _scale(self, m: np.ndarray, n: int) -> tuple[str, str]:
         """Return a weight's scale and its zero point, one number for all channels where they agree."""
-        return self.w.const(_real(m[0] if (m == m[0]).all() else m, n)), self.w.const(np.int8(0))
+        return self.w.const(real(m[0] if (m == m[0]).all() else m, n)), self.w.const(np.int8(0))
 
     def _moved(self, edge: str, onto: str) -> str:
         """Return an edge's tensor with the zero point of another edge."""
@@ -231,7 +226,7 @@ class _Ort:
             self.w.node("Identity", [source], name)
 
 
-def _float_scale(
+def float_scale(
     codes: np.ndarray, zeros: tuple[int, int], ratio: tuple[int, int], exact: np.ndarray
 ) -> np.float32 | None:
     """Return a float32 near num / den with which QLinearAdd gives the exact code for all codes, or None.
@@ -250,12 +245,12 @@ def _float_scale(
     return None
 
 
-def _real(m: int | np.integer | np.ndarray, n: int) -> np.ndarray:
+def real(m: int | np.integer | np.ndarray, n: int) -> np.ndarray:
     """Return m * 2^-n, which float32 holds exactly."""
     return np.asarray(np.float32(m) * np.float32(2.0**-n))
 
 
-def _ratio(value: int, n: int) -> int:
+def at_most(value: int, n: int) -> int:
     """Return the smallest integer at or above value / 2^n."""
     return -(-value >> n)
 
@@ -264,3 +259,8 @@ def observe(graph: IntegerGraph) -> dict[str, tuple[str, int]]:
     """Return for every node's edge the tensor of the model that carries it and the number that stands for code 0."""
     zeros = {name: 0 if name == graph.output else zero_point(edge) for name, edge in graph.edges.items()}
     return {node.name: (LOGITS if node.name == graph.output else node.name, zeros[node.name]) for node in graph.nodes}
+
+
+def about(graph: IntegerGraph) -> dict[str, object]:
+    """Return what the manifest says about running the model."""
+    return {"engine": "ONNX Runtime, CPU", "weights": "packed at their widths, unpacked while the model is loaded"}

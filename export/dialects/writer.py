@@ -5,23 +5,43 @@ Weights of 8 bits are INT8 initializers; of 4 and 2 bits INT4 and INT2 initializ
 chain of standard operators that unpacks it and splits it into layers. ONNX Runtime evaluates either while it loads.
 """
 
-# ruff: noqa: TID252  the absolute name would be another module to a type checker that reads export/ itself
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeq import __version__
+from edgeq.errors import InputError
 
-from ..graph import Conv, Linear
+from ..graph import INPUT, Conv, IntegerGraph, Linear
 from ..pack import pack_planes, planes
 
 if TYPE_CHECKING:
     import onnx
 
+LOGITS = "logits"  # name of the model's output
 MICROSOFT = "com.microsoft"
 TYPED_BITS = {8: (18, 8), 4: (21, 10), 2: (25, 13)}  # widths with an ONNX type -> first opset, its IR version
+
+
+def check_ends(graph: IntegerGraph) -> None:
+    """Check that the graph ends in logits and that their name is free.
+
+    Raises:
+        InputError: It is not so.
+    """
+    last = graph.nodes[-1]
+    if not (isinstance(last, Linear) and last.requant is None):
+        raise InputError(f"expected a last Linear without requant, got {type(last).__name__} {last.name!r}; add one")
+    if LOGITS in {node.name for node in graph.nodes[:-1]}:
+        raise InputError(
+            f"expected the name {LOGITS!r} for the output alone, got an inner layer of that name; rename it"
+        )
+
+
+def writer_for(graph: IntegerGraph, version: tuple[int, int] = TYPED_BITS[8]) -> "Writer":
+    """Return an empty writer whose model takes `image` and gives `logits`, of at least an (opset, IR version)."""
+    return Writer({INPUT: INPUT, graph.output: LOGITS}, version)
 
 
 class Writer:
@@ -29,15 +49,16 @@ class Writer:
 
     Args:
         names: Edges whose tensors have another name in the model.
+        version: Smallest opset and IR version.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Mapping[str, str], version: tuple[int, int]) -> None:
         self._names = dict(names)
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._weights: dict[str, str] = {}
-        self._version = TYPED_BITS[8]
+        self._version = version
         self._domains: set[str] = set()
 
     def name(self, edge: str) -> str:
@@ -75,16 +96,19 @@ class Writer:
         for bits, group in untyped.items():
             self._unpacked(group, bits)
 
-    def model(self, name: str, inputs: "list[onnx.ValueInfoProto]", outputs: "list[onnx.ValueInfoProto]"):
-        """Return the checked model."""
+    def finish(self, graph: IntegerGraph) -> "onnx.ModelProto":
+        """Return the checked model: uint8 images in, int32 logits out."""
         import onnx
-        from onnx import helper
+        from onnx import TensorProto, helper
 
+        image = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *graph.input_shape])
+        shape = ["batch", *graph.edges[graph.output].shape]
+        logits = helper.make_tensor_value_info(LOGITS, TensorProto.INT32, shape)
         opset, ir_version = self._version
         imports = [helper.make_opsetid(domain, 1 if domain else opset) for domain in sorted(self._domains)]
-        graph = helper.make_graph(self._nodes, name, inputs, outputs, self._initializers)
+        body = helper.make_graph(self._nodes, graph.name, [image], [logits], self._initializers)
         model = helper.make_model(
-            graph, opset_imports=imports, ir_version=ir_version, producer_name="edgeq", producer_version=__version__
+            body, opset_imports=imports, ir_version=ir_version, producer_name="edgeq", producer_version=__version__
         )
         onnx.checker.check_model(model)
         return model

@@ -195,7 +195,9 @@ def test_needs_vnni_names_layers_of_large_products(graphs) -> None:
 
 
 def test_other_engines_are_refused(artefact: Path) -> None:
-    with pytest.raises(InputError, match=r"expected engines of torch, onnx\.reference, onnxruntime, got 'tvm'"):
+    with pytest.raises(
+        InputError, match=r"expected engines of torch, onnx\.reference, onnxruntime, openvino, tensorrt, got 'tvm'"
+    ):
         verify(artefact, engines=("tvm",))
 
 

@@ -1,0 +1,122 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, shape_inference
+
+from edgeq.errors import InputError
+from edgeq.export import save, verify
+from edgeq.export.compare import compare
+from edgeq.export.dialects import build
+from edgeq.export.graph import INPUT, Add, IntegerGraph
+from edgeq.export.verify import certify, prove
+
+INTEGERS = {TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32}
+
+
+def types(model: onnx.ModelProto) -> set[int]:
+    """Return every type of number in a model: tensors, constants, targets of casts, attributes."""
+    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    found = {v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+    known = {v.name for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+    found |= {value.data_type for value in model.graph.initializer}
+    for node in model.graph.node:
+        assert set(node.output) <= known
+        for attribute in node.attribute:
+            assert attribute.type in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
+            if attribute.name == "to":
+                found.add(attribute.i)
+    return found
+
+
+def assert_exact(graph: IntegerGraph, images: np.ndarray) -> onnx.ModelProto:
+    model = build(graph, "proof")
+    assert types(model) <= INTEGERS and {item.domain for item in model.opset_import} == {""}
+    data = model.SerializeToString()
+    for run in compare(graph, data, images, slow_images=2, target="proof"):
+        assert run.exact, (run.engine, run.first, run.error)
+    assert not [proof for proof in prove(graph, data, "proof") if not proof.exact]
+    return model
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+def test_all_executors_agree_on_any_graph(graphs, data: st.DataObject) -> None:
+    graph = graphs.draw(data.draw)
+    assert_exact(graph, graphs.images(graph, 3))
+
+
+NODES = {
+    "conv": (lambda b: b.conv(INPUT, 4), {"ConvInteger": 1, "Min": 1, "Max": 1, "Mod": 1, "Div": 2}),
+    "conv, signed": (lambda b: b.conv(INPUT, 4, lo=-128), {"ConvInteger": 1}),
+    "grouped": (
+        lambda b: b.conv(b.conv(INPUT, 4), 6, (3, 2), groups=2, dilation=(2, 1), stride=(1, 2), padding=(2, 0, 1, 1)),
+        {"ConvInteger": 2},
+    ),
+    "hidden linear": (lambda b: b.linear(b.flatten(INPUT), 6, lo=-128), {"MatMulInteger": 2}),
+    "add": (lambda b: b.add(b.conv(INPUT, 4, lo=-128), b.conv(INPUT, 4)), {"ConvInteger": 2}),
+    "add to itself": (lambda b: b.add(INPUT, INPUT, lo=-128), {"ConvInteger": 0}),
+    "rescale, no ties": (lambda b: b.rescale(b.conv(INPUT, 4), 15, 127, hi=15), {"Mod": 1}),
+    "rescale at ties": (lambda b: b.rescale(INPUT, 1, 2, lo=-64, hi=64), {"Mod": 1}),
+    "rescale by 3/10": (lambda b: b.rescale(INPUT, 3, 10, lo=-128, hi=127), {"Mod": 1}),
+    "rescale upwards, long": (lambda b: b.rescale(INPUT, (1 << 23) - 1, 1 << 17, lo=-128, hi=127), {"Min": 1}),
+    "relu": (lambda b: b.rescale(INPUT, 1, 1), {"Div": 0}),
+    "max pool, padded": (lambda b: b.max_pool(INPUT, (3, 3), (2, 2), (1, 1, 1, 1)), {"MaxPool": 1}),
+    "global average": (lambda b: b.average(INPUT), {"ConvInteger": 1}),
+    "windowed average": (lambda b: b.average(INPUT, (3, 2), (2, 1), (1, 1, 0, 0)), {"ConvInteger": 1}),
+    "concat of two zero points": (
+        lambda b: b.concat(b.conv(INPUT, 4), b.conv(INPUT, 3, lo=-100), b.conv(INPUT, 4)),
+        {"Concat": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_node(graphs, name: str) -> None:
+    make, operators = NODES[name]
+    b = graphs.Builder((3, 7, 8))
+    graph = b.graph(make(b))
+    counts = Counter(node.op_type for node in assert_exact(graph, graphs.images(graph, 4)).graph.node)
+    assert {op: counts[op] for op in operators} == operators
+
+
+@pytest.mark.parametrize("bits", [8, 5, 4, 2])
+def test_residual_networks_hold_no_float(graphs, bits: int) -> None:
+    assert types(build(graphs.resnet(bits, width=4, blocks=1, size=8), "proof")) == INTEGERS
+
+
+def test_an_artefact_verifies(graphs, tmp_path: Path) -> None:
+    graph = graphs.resnet(4, width=4, blocks=1, size=8)
+    certificate = verify(save(graph, path=tmp_path / "art", target="proof"))
+    assert certificate.exact and certificate.target == "proof" and not certificate.needs_vnni
+    assert {proof.claim for proof in certificate.proofs} == {"inequality", "int32", "requantizer", "table"}
+    edges = next(run for run in certificate.runs if run.engine == "onnxruntime:all:edges")
+    assert edges.tensors == len(graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("layer", "suffix", "claim"), [("stem", ":times", "requantizer"), ("layer1.0.add", "", "table")]
+)
+def test_a_changed_constant_is_found(graphs, layer: str, suffix: str, claim: str) -> None:
+    graph = graphs.resnet(4, width=4, blocks=1, size=8)
+    model = build(graph, "proof")
+    node = next(n for n in model.graph.node if n.op_type == "Mul" and n.output[0].startswith(layer))
+    old = next(value for value in model.graph.initializer if value.name == node.input[1])
+    changed = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(old) + np.int32(1), "changed")
+    model.graph.initializer.append(changed)
+    node.input[1] = "changed"
+    certificate = certify(graph, model.SerializeToString(), target="proof", quick=True)
+    assert [(p.layer, p.claim) for p in certificate.proofs if not p.exact] == [(layer, claim)]
+
+
+def test_sums_beyond_int32_are_refused(graphs) -> None:
+    b = graphs.Builder()
+    x = b.conv(INPUT, 4)
+    b.put(Add("wide", x, x, 1 << 23, 1 << 23, 24, 0, 127), 0, 127, b.edges[x].shape)
+    graph = b.graph("wide")
+    with pytest.raises(InputError, match="layer 'wide' that fits into int32"):
+        build(graph, "proof")
