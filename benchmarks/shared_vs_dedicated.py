@@ -5,8 +5,8 @@
 
 Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes
 the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
-with three seeds, and for the shared default also without snapped training, distillation or curriculum. Same epochs,
-schedule and data for all. Everything is a run folder under --work; finished ones are not trained again and
+with three seeds, and for the shared default also without snapped training, distillation or curriculum (one seed).
+Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again and
 half-finished ones go on.
 """
 
@@ -29,7 +29,9 @@ BITS = (32, 8, 5, 4, 2)
 VARIANTS = tuple((scales, norm) for scales in ("learned", "observer") for norm in ("per-bit", "shared"))
 PLANS = {
     "cifar": TrainConfig(model="resnet8", epochs=12, lr=0.2, precision="bf16"),
-    "signs": TrainConfig(data="signs:train=4000,test=2000", model="resnet8", epochs=12, lr=0.2, precision="bf16"),
+    "signs": TrainConfig(
+        data="signs:train=2560,test=2000", model="resnet8", epochs=12, batch_size=64, lr=0.15, precision="bf16"
+    ),
 }
 
 
@@ -55,7 +57,7 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
                     continue  # the same float network
                 quant = QuantConfig(bits=(bits,), scales=scales)
                 found.append(Job(f"{plan}-dedicated{bits}-{scales}-{seed}", replace(config, quant=quant, seed=seed)))
-        if plan == "signs":
+        if plan == "signs" and seed == 0:
             plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
             found.append(Job(f"{plan}-shared-no-deployed-stage-{seed}", replace(plain, deployed=0.0)))
             alone = replace(plain.standard, distill=0.0)
@@ -83,6 +85,12 @@ def run_job(job: Job, work: Path, data: Dataset) -> dict[str, float]:
         found |= post_training(net, job.config, data)
     write_json(result, found)
     return found
+
+
+def finished(plan: list[Job], work: Path) -> dict[str, dict[str, float]]:
+    """Return the results that are there, whichever process made them."""
+    paths = {job.name: work / job.name / runs.RESULTS / "accuracy.json" for job in plan}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
 def post_training(net: MultiBitNet, config: TrainConfig, data: Dataset) -> dict[str, float]:
@@ -146,16 +154,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--epochs", type=int)
+    parser.add_argument(
+        "--shard", default="0/1", help="i/n: take every n-th job from the i-th, for n processes at once"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = PLANS[args.plan]
     config = replace(config, data=args.data or config.data, epochs=args.epochs or config.epochs)
     seeds = args.seeds or (3 if args.plan == "signs" else 1)
     data = load(config.data)
-    results: dict[str, dict[str, float]] = {}
     plan = jobs(args.plan, config, seeds)
-    for job in plan:
-        results[job.name] = run_job(job, args.work, data)
+    index, count = (int(part) for part in args.shard.split("/"))
+    for job in plan[index::count]:
+        run_job(job, args.work, data)
+        results = finished(plan, args.work)
         body = {
             "command": f"python benchmarks/shared_vs_dedicated.py --plan {args.plan}",
             "plan": args.plan,

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +29,6 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 def test_importing_edgeq_loads_no_heavy_package(tmp_path: Path) -> None:
     code = "import sys, edgeq; print(sorted({'torch', 'numpy', 'onnx', 'matplotlib'} & set(sys.modules)))"
     assert run_python(code, folder=tmp_path) == "[]"
-
-
-def test_importing_edgeq_takes_less_than_50_ms(tmp_path: Path) -> None:
-    code = "import time; t = time.perf_counter(); import edgeq; print((time.perf_counter() - t) * 1000)"
-    assert min(float(run_python(code, folder=tmp_path)) for _ in range(3)) < 50
 
 
 def test_every_public_name_is_there() -> None:
@@ -84,3 +80,13 @@ def test_wrong_shapes_and_types_are_refused_in_tests(tmp_path: Path, monkeypatch
     ):
         with pytest.raises(TypeCheckError):
             wrong()
+
+
+@in_checkout
+@pytest.mark.parametrize("part", ["export", "calib"])
+def test_the_linked_folders_do_not_import_themselves_by_their_bare_name(part: str) -> None:
+    """The linter cannot tell `from .graph import` from `from export.graph import` in there, so this test does."""
+    bare = re.compile(r"^\s*(?:import|from)\s+(?:export|calib)\b", re.MULTILINE)
+    assert bare.search("    from export import graph")
+    wrong = [str(file) for file in (CHECKOUT / part).rglob("*.py") if bare.search(file.read_text())]
+    assert wrong == []
