@@ -214,6 +214,35 @@ def test_the_objective_is_the_mean_over_the_active_widths() -> None:
     assert set(losses) == {"loss", "ce_32", "ce_8"}
 
 
+@pytest.mark.parametrize("scales", ["learned", "observer"])
+@pytest.mark.parametrize("batchnorm", ["per-bit", "shared"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_variant_has_gradients(scales: str, batchnorm: str, bf16: bool) -> None:
+    config = QuantConfig(bits=(32, 8, 2), scales=scales, batchnorm=batchnorm)
+    net = multibit(build("resnet8", classes=10), config=config).train()
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = StandardObjective(net, Standard())(images, torch.arange(8), net.bits)["loss"]
+    loss.backward()
+    missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
+
+
+def test_bf16_statistics_are_in_real_numbers() -> None:
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    nets = [multibit(build("resnet8", classes=10), bits=(4,)).train() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets[0](images)
+    with torch.autocast("cpu", torch.bfloat16):
+        nets[1](images)
+    stem = [net.weighted()["conv"].norm.at(4) for net in nets]  # type: ignore[union-attr]
+    # bf16 keeps 8 bits of each sum; the statistics are means over 65,536 of them
+    torch.testing.assert_close(stem[1].running_mean, stem[0].running_mean, atol=1e-3, rtol=0.02)
+    torch.testing.assert_close(stem[1].running_var, stem[0].running_var, atol=1e-3, rtol=0.02)
+
+
 def test_the_deployed_stage_freezes_statistics_and_trains_weights() -> None:
     net = multibit(build("resnet8", classes=10), bits=(32, 4)).train()
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)

@@ -61,17 +61,27 @@ class WidthNorm(nn.Module):
         if batch and dist.is_initialized() and dist.get_world_size() > 1:
             x = x if scale is None else x.float() * scale.reshape((1, -1) + (1,) * (x.dim() - 2))
             return _synchronised(x, norm, weight, bias, momentum)
-        if scale is not None:
-            return _in_units(x, norm, weight, bias, (scale, momentum))
-        return F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, batch, momentum, norm.eps)
+        if batch:
+            return _with_batch(x, norm, weight, bias, (scale, momentum))
+        return F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, False, momentum, norm.eps)
 
 
-def _in_units(
-    x: Tensor, norm: nn.BatchNorm2d | nn.BatchNorm1d, weight: Tensor, bias: Tensor, scale_momentum: tuple[Tensor, float]
+def _with_batch(
+    x: Tensor,
+    norm: nn.BatchNorm2d | nn.BatchNorm1d,
+    weight: Tensor,
+    bias: Tensor,
+    scale_momentum: tuple[Tensor | None, float],
 ) -> Tensor:
-    """BatchNorm of x in units of `scale` per channel; the running statistics stay in real numbers."""
+    """BatchNorm by the batch's statistics, x in units of `scale` per channel; the running ones stay in real numbers.
+
+    PyTorch keeps the running tensors that it was given for the backward pass. With shared BatchNorm the next width
+    moves them before that, so each width works on a copy.
+    """
     scale, momentum = scale_momentum
     assert norm.running_mean is not None and norm.running_var is not None
+    if scale is None:
+        scale = torch.ones_like(norm.running_mean)
     mean, variance = norm.running_mean / scale, norm.running_var / scale.square()
     y = F.batch_norm(x, mean, variance, weight, bias, True, momentum, norm.eps)
     with torch.no_grad():
