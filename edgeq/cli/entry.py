@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("calibrate", "edgeq.cli.calibrate:Calibrate", "post-training quantization of a run or of float weights"),
     ("export", "edgeq.cli.export:Export", "write integer-only models, each with its proof"),
     ("verify", "edgeq.cli.verify:Verify", "prove an exported artefact again"),
+    ("audit", "edgeq.cli.audit:Audit", "how much of a model really runs in integers, and what keeps the rest in float"),
     ("bench", "edgeq.cli.bench:Bench", "size and latency of artefacts"),
     ("report", "edgeq.cli.report:Report", "one self-contained HTML page"),
 )
