@@ -8,6 +8,10 @@ from tyro.conf import Positional, arg
 
 from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder
 from edgeq.cli.talk import Talk
+from edgeq.export import TARGETS
+from edgeq.export.dialects import dialect
+
+Target = Annotated[str, arg(metavar="|".join(TARGETS))]
 
 PROOF_IMAGES = 16  # real images that the quick verification may choose from
 
@@ -20,16 +24,18 @@ class Export(AbstractCommand):
         folder: A run folder.
         out: Artefact folder to make; with several widths OUT-b8, OUT-b4 and so on.
         bits: Widths below 32.
-        target: The dialect of the model; ort is packed ONNX for ONNX Runtime.
+        target: The dialect of the model: packed ONNX for ONNX Runtime, integers alone for auditors and compilers, or
+            signed Q/DQ for TensorRT.
     """
 
     folder: Positional[Annotated[Path, arg(metavar="RUN")]]
     out: Folder
     bits: AllWidths = ()
-    target: str = "ort"
+    target: Target = "ort"
 
     def run(self, talk: Talk) -> Document:
         """Lower everything first, so that a width that cannot be lowered leaves nothing behind."""
+        dialect(self.target)  # a wrong one is refused before anything is loaded
         with talk.busy("loading torch"):
             from edgeq.cli.artefacts import model_sha256, open_artefact, origin
             from edgeq.cli.measure import check_widths, load_fitting

@@ -8,8 +8,7 @@ DQ -> operator -> Q into one int8 kernel; whoever does not fuse computes the sam
                   accumulator * M_c in units of the output code. A short multiplier makes it exact wherever the output
                   does not saturate (`multiplier.py`); the bias is b_c * M_c, exact too (`cuts.py` checks both)
     activations   codes 0...127 end in Relu and the saturation of int8; a lower ceiling or another floor is a Clip
-                  with whole limits before the Q, and rint(min(x, k)) = min(rint(x), k) for a whole k. TensorRT fuses
-                  Clip into a convolution as it does Relu
+                  with whole limits before the Q, and rint(min(x, k)) = min(rint(x), k) for a whole k
     Add           both inputs, the residual one too, are dequantized with their own multiplier m * 2^-n
     Rescale       dequantized with the ratio, quantized with 1: all codes are tried here
     averages      windows are depthwise convolutions with weights 1; the global one is a ReduceSum of whole numbers
