@@ -76,7 +76,7 @@ PTQ = f"calibrate --model resnet8 --data {DATA} --weights float.safetensors --ou
 CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("no command", "", _nothing, "expected a command"),
     ("unknown command", "trian --out new", _nothing, "'trian'"),
-    ("audit of nothing", "audit art", _nothing, "an artefact folder or an ONNX file"),
+    ("audit of nothing", "audit nowhere", _nothing, "an artefact folder or an ONNX file"),
     ("unknown flag", f"{TRAIN} --epoch 3", _nothing, "--epoch"),
     ("flag without value", f"{TRAIN} --model", _nothing, "--model"),
     ("missing flag", "train --data signs", _nothing, "--out"),
