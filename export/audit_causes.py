@@ -32,7 +32,7 @@ class Cause:
     """Why operators run in float.
 
     Attributes:
-        rule: weights, input, residual, relu, clip, activation, output, operator or refused.
+        rule: weights, input, residual, relu, clip, activation, types, output, operator or refused.
         operator: The first operator that it concerns.
         op_type: Its type.
         reason: What blocks the integer kernel.
@@ -219,9 +219,7 @@ def _after(view: View, node: "onnx.NodeProto") -> Cause | None:
         change = f"put QuantizeLinear and DequantizeLinear between the {kind} and the {activation}"
         return _made("activation", node, f"{activation} is no part of an integer {kind}", change)
     if behind is not None and behind.op_type == QUANTIZE:
-        return _made(
-            "operator", node, f"ONNX Runtime has no integer {kind} for these types", "use UINT8 with INT8 weights"
-        )
+        return _types(view, node, kind, behind)
     return _unquantized(view, node, f"the output of the {kind} is not quantized")
 
 
@@ -243,7 +241,22 @@ def _relu(view: View, node: "onnx.NodeProto", kind: str, behind: "onnx.NodeProto
         shown = f"{int(zero) - 128 if moved else zero} of {'int8' if moved else zero.dtype}"
         reason = f"Relu behind the {kind} with zero point {shown}: saturation is no Relu there"
         return _made("relu", node, reason, "quantize the output to UINT8 with zero point 0")
-    return _made("operator", node, f"ONNX Runtime has no integer {kind} for these types", "use UINT8 with INT8 weights")
+    return _types(view, node, kind, behind)
+
+
+def _types(view: View, node: "onnx.NodeProto", kind: str, behind: "onnx.NodeProto") -> Cause:
+    """Blame the types where everything else is in place: inputs and output must be of one.
+
+    On x86, ONNX Runtime moves int8 activations to uint8, except those that several operators read.
+    """
+    sources = [view.source(name) for name in node.input if name not in view.constant]
+    given = {view.kinds.get(source.input[0], "") for source in sources if source is not None}
+    made = view.kinds.get(behind.output[0], "")
+    if given != {made}:
+        shown = " and ".join(sorted(given))
+        reason = f"its inputs are {shown}, its output {made}: ONNX Runtime moves int8 to uint8, not where two read it"
+        return _made("types", node, reason, "quantize all activations to UINT8")
+    return _made("operator", node, f"ONNX Runtime did not fuse this {kind}", "quantize all activations to UINT8")
 
 
 def _zero_point(view: View, node: "onnx.NodeProto") -> np.integer:

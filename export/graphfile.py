@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeq.errors import InputError
 
-from .graph import Add, AvgPool, Concat, Conv, Edge, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale
+from .graph import INPUT, Add, AvgPool, Concat, Conv, Edge, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale
 from .multiplier import Requant
 from .pack import pack, unpack
 
@@ -55,6 +55,7 @@ def from_bytes(record_bytes: bytes, tensor_bytes: bytes) -> IntegerGraph:
         tensors = safetensors.numpy.load(tensor_bytes)
         edges = {name: Edge(lo, hi, scale, tuple(shape)) for name, (lo, hi, scale, shape) in record["edges"].items()}
         nodes = tuple(_node(fields, tensors) for fields in record["nodes"])
+        _check_order(nodes, edges)
         return IntegerGraph(record["name"], record["bits"], nodes, edges, tuple(record["classes"]))
     except InputError:
         raise
@@ -62,6 +63,18 @@ def from_bytes(record_bytes: bytes, tensor_bytes: bytes) -> IntegerGraph:
         raise InputError(
             f"expected an integer graph in graph.json and graph.safetensors, got '{error}'; export the model again"
         ) from error
+
+
+def _check_order(nodes: tuple[Node, ...], edges: Mapping[str, Edge]) -> None:
+    """Check that every node reads edges that are there already, and has one."""
+    known = {INPUT}
+    for node in nodes:
+        strange = [name for name in node.inputs if name not in known] + [node.name] * (node.name not in edges)
+        if strange:
+            raise ValueError(f"no edge {strange[0]!r} at node {node.name!r}")
+        known.add(node.name)
+    if not nodes or INPUT not in edges:
+        raise ValueError("no image or no nodes")
 
 
 def _plain(node: Node, index: int, tensors: dict[str, np.ndarray]) -> dict[str, Any]:  # Any: JSON

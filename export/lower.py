@@ -103,7 +103,8 @@ class _Lowering:
                 lo, hi, wide = unit.ratio()
                 return Rescale(name, source, num=hi, den=wide, lo=lo, hi=hi)
             case ReluUnit():
-                return Rescale(name, source, num=1, den=1, lo=0, hi=self.edges[source].hi)
+                assert x.step is not None
+                return Rescale(name, source, num=1, den=1, lo=0, hi=int(min(self.edges[source].hi, unit.top(x.step))))
             case MaxPoolUnit():
                 return MaxPool(name, source, unit.kernel, unit.stride, _sides(unit.padding))
             case AvgPoolUnit():

@@ -32,6 +32,7 @@ class Audit(AbstractCommand):
 
     def run(self, talk: Talk) -> Document:
         """Audit; with --strict a float island is a failure."""
+        from edgeq.export import load
         from edgeq.export.audit import audit
 
         with talk.busy(f"optimising {self.model}"):
@@ -44,6 +45,8 @@ class Audit(AbstractCommand):
                 ("additions", str(result.integer_adds), str(result.adds), f"{result.adds_percent:.1f} %"),
             ],
         )
+        if self.model.is_dir() and load(self.model).manifest["target"] == "trt":
+            talk.note("the model is written for TensorRT; this is what another engine, ONNX Runtime, makes of it")
         _explain(result, talk)
         document = {"model": str(self.model), **result.as_dict()}
         if self.strict and not result.integer:

@@ -126,6 +126,19 @@ def test_the_model_they_are_planted_in_is_integer() -> None:
     assert (result.macs, result.adds) == (2 * MACS, 16 * 64)
 
 
+def test_signed_activations_that_two_operators_read_are_named() -> None:
+    """ONNX Runtime moves the others to uint8 on x86, and then the types differ."""
+    m = Model()
+    x = m.qdq("x", np.int8(3))
+    y = m.qdq(m.op("Relu", m.conv(x)), np.int8(-128))
+    result = audit(m.bytes(m.qdq(m.op("Relu", m.op("Add", m.qdq(m.conv(y), np.int8(0)), x)), np.int8(-128))))
+    if result.integer:
+        pytest.skip("this processor's ONNX Runtime leaves int8 as it is")
+    causes = [cause for island in result.islands for cause in island.causes]
+    assert [cause.rule for cause in causes] == ["types", "types"] and {c.op_type for c in causes} == {"Conv", "Add"}
+    assert "int8" in causes[0].reason and "UINT8" in causes[0].change
+
+
 def test_int2_weights_that_the_engine_refuses_are_named() -> None:
     result = audit(residual(Model((25, 13)), lambda m, x: m.qdq(m.op("Relu", m.conv(x, ml_dtypes.int2)))))
     assert "int2" in result.refused and not result.integer and result.macs_percent == 0

@@ -51,6 +51,9 @@ def test_classes_and_size(graphs) -> None:
         lambda record: {key: value for key, value in record.items() if key != "edges"},
         lambda record: record | {"nodes": [{"kind": "Softmax"}]},
         lambda record: record | {"nodes": [record["nodes"][0] | {"weight": {"packed": "none", "shape": [1]}}]},
+        lambda record: record | {"nodes": [record["nodes"][0] | {"input": "nowhere"}, *record["nodes"][1:]]},
+        lambda record: record | {"nodes": record["nodes"][::-1]},
+        lambda record: record | {"nodes": []},
     ],
 )
 def test_another_record_is_refused(graphs, damage) -> None:
