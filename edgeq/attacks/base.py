@@ -67,6 +67,7 @@ class PatchResult:
         queries: Per patch, how many images the victim was asked about.
         trace: Mean loss at each step (of the first restart).
         flat: Fraction of all gradients with respect to an image that were zero or not finite.
+        dead: Fraction of the patches' pixel gradients that were zero or not finite.
     """
 
     patch: Float[Tensor, "m c k k"]
@@ -76,6 +77,7 @@ class PatchResult:
     queries: Int64[Tensor, " m"]
     trace: tuple[float, ...] = ()
     flat: float = 0.0
+    dead: float = 0.0
 
     @property
     def size(self) -> int:
@@ -105,16 +107,44 @@ class PatchResult:
 
 @dataclass
 class Climb:
-    """What `climb` leaves: the last patch, and of each step the mean loss and the fraction of flat gradients."""
+    """What `climb` leaves: the last patch, and of each step the mean loss and the fractions without a gradient.
+
+    Attributes:
+        patch: The last patch.
+        trace: Mean loss.
+        flats: Fraction of the images without a gradient.
+        deads: Fraction of the patch's pixels without one.
+    """
 
     patch: Tensor
     trace: list[float] = field(default_factory=list)
     flats: list[float] = field(default_factory=list)
+    deads: list[float] = field(default_factory=list)
 
-    @property
-    def flat(self) -> float:
-        """Fraction of gradients that were flat, over all steps."""
-        return sum(self.flats) / max(len(self.flats), 1)
+
+@dataclass
+class Record:
+    """The mean course over the batches of a per-image attack."""
+
+    steps: int
+    images: int = 0
+    trace: list[float] = field(default_factory=list)
+    flat: float = 0.0
+    dead: float = 0.0
+
+    def add(self, done: Climb, images: int) -> None:
+        """Add a batch."""
+        if not self.trace:
+            self.trace = [0.0] * self.steps
+        before, self.images = self.images, self.images + images
+        self.trace = [(a * before + b * images) / self.images for a, b in zip(self.trace, done.trace, strict=True)]
+        self.flat = (self.flat * before + mean(done.flats) * images) / self.images
+        self.dead = (self.dead * before + mean(done.deads) * images) / self.images
+
+
+def mean(values: list[float]) -> float:
+    """Return the mean, 0 of nothing."""
+    return sum(values) / max(len(values), 1)
 
 
 def climb(patch: Float[Tensor, "m c k k"], score: Score, ascent: Ascent, *, progress: Progress | None = None) -> Climb:
@@ -125,7 +155,7 @@ def climb(patch: Float[Tensor, "m c k k"], score: Score, ascent: Ascent, *, prog
     for t in range(ascent.steps):
         variable = done.patch.clone().requires_grad_()
         losses, shown = score(variable, t)
-        grad, flat = _gradients(losses, variable, shown)
+        grad, flat, dead = _gradients(losses, variable, shown)
         rate = ascent.step * (0.5 + 0.5 * math.cos(math.pi * t / ascent.steps) if ascent.decay else 1.0)
         if ascent.rule == "sign":
             direction = grad.sign()
@@ -137,19 +167,21 @@ def climb(patch: Float[Tensor, "m c k k"], score: Score, ascent: Ascent, *, prog
         done.patch = (done.patch + rate * direction).clamp(0.0, 1.0)
         done.trace.append(float(losses.detach().mean()))
         done.flats.append(flat)
+        done.deads.append(dead)
         if progress is not None:
             progress(t + 1, ascent.steps, done.trace[-1])
     return done
 
 
-def _gradients(losses: Tensor, patch: Tensor, shown: Tensor) -> tuple[Tensor, float]:
-    """Return the patch's gradient and the fraction of images without one."""
+def _gradients(losses: Tensor, patch: Tensor, shown: Tensor) -> tuple[Tensor, float, float]:
+    """Return the patch's gradient, and the fractions of images and of the patch's pixels without one."""
     if not losses.requires_grad:  # the victim's answer does not depend on what it is shown
-        return torch.zeros_like(patch), 1.0
+        return torch.zeros_like(patch), 1.0, 1.0
     grad, image = torch.autograd.grad(losses.sum(), (patch, shown), materialize_grads=True)
     strongest = image.flatten(1).abs().amax(1)
     flat = ~(strongest > VANISHED) | strongest.isinf()
-    return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0), float(flat.float().mean())
+    grad = torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+    return grad, float(flat.float().mean()), float((grad == 0).float().mean())
 
 
 class AbstractPatchAttack(ABC):

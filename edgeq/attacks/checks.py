@@ -17,18 +17,24 @@ from edgeq.attacks.goal import Victim
 from edgeq.attacks.success import Success
 
 FEW = 0.05  # of the gradients may vanish: some images saturate a ReLU network by themselves
+MANY = 0.25  # of a patch's pixels without a gradient: clipping, not chance
 ENOUGH = 0.95  # at this rate success has little room to grow
 
 
 def check_gradients(result: PatchResult, *, name: str = "attack") -> list[str]:
-    """Warn when gradients are zero or not finite."""
-    if result.flat <= FEW:
-        return []
-    return [
-        f"{name}: {100 * result.flat:.0f} % of the gradients with respect to the image are zero or not finite; the "
-        "success rate says little: look for rounding without a straight-through gradient, saturated units or a "
-        "saturated softmax, and attack the margin instead of the cross-entropy"
-    ]
+    """Warn when gradients are zero or not finite: of whole images, or of many of a patch's pixels."""
+    if result.flat > FEW:
+        return [
+            f"{name}: {100 * result.flat:.0f} % of the gradients with respect to the image are zero or not finite; the "
+            "success rate says little: look for rounding without a straight-through gradient, saturated units or a "
+            "saturated softmax, and attack the margin instead of the cross-entropy"
+        ]
+    if result.dead > MANY:
+        return [
+            f"{name}: {100 * result.dead:.0f} % of the gradients with respect to the patch's pixels are zero; such "
+            "pixels never change: look for clipping at black and white, and for places that the network does not see"
+        ]
+    return []
 
 
 def check_climb(result: PatchResult, *, name: str = "attack") -> list[str]:

@@ -13,6 +13,10 @@ from edgeq.attacks.eot import EOT
 from edgeq.attacks.goal import Goal, Loss, Victim
 from edgeq.attacks.universal import Universal, universal_patch
 
+# Long steps that shrink: from noise the target's probability is often 0 and its gradient small and rough. On a hard
+# target, steps of 0.05 stayed there (5 % success), 0.2 left (58 to 68 %); on easy ones the two were alike.
+ASCENT = Ascent(steps=500, step=0.2, rule="sign", decay=True)
+
 
 @dataclass(frozen=True)
 class GAP(AbstractPatchAttack):
@@ -27,7 +31,7 @@ class GAP(AbstractPatchAttack):
     """
 
     size: int = 6
-    ascent: Ascent = field(default_factory=lambda: Ascent(steps=500, step=0.05, decay=True))
+    ascent: Ascent = ASCENT
     eot: EOT = field(default_factory=EOT)
     loss: Loss = "cross-entropy"
     batch_size: int = 64

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from edgeq.attacks.base import AbstractPatchAttack, Ascent, PatchResult, Progress, Seed, seed_key
+from edgeq.attacks.base import AbstractPatchAttack, Ascent, PatchResult, Progress, Record, Seed, seed_key
 from edgeq.attacks.eot import pixels
 from edgeq.attacks.goal import Goal, Victim
 from edgeq.attacks.patch import Region, allowed, draw_places
@@ -47,12 +47,13 @@ class LAVAN(AbstractPatchAttack):
         places = draw_places(region, len(images), gen).to(images.device)
         noise = torch.rand(len(images), images.shape[1], self.size, self.size, generator=gen, dtype=images.dtype)
         best = Best.none(images, self.size)
-        trace, flat = [0.0] * self.ascent.steps, 0.0
+        record = Record(self.ascent.steps)
         for index in torch.arange(len(images), device=images.device).split(self.batch_size):
             search = Search(
                 victim, images[index], goal.at(index), index, best, places.at(index), region.to(images.device), "logits"
             )
             done = search.run(noise[index.cpu()].to(images.device), self.ascent, progress)
-            trace = [a + b * len(index) / len(images) for a, b in zip(trace, done.trace, strict=True)]
-            flat += done.flat * len(index)
-        return PatchResult(best.patch, best.places, None, best.rank, best.queries, tuple(trace), flat / len(images))
+            record.add(done, len(index))
+        return PatchResult(
+            best.patch, best.places, None, best.rank, best.queries, tuple(record.trace), record.flat, record.dead
+        )

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edgeq.attacks.base import AbstractPatchAttack, Ascent, PatchResult, Progress, Seed, seed_key
+from edgeq.attacks.base import AbstractPatchAttack, Ascent, PatchResult, Progress, Record, Seed, seed_key
 from edgeq.attacks.goal import Goal, Loss, Victim
 from edgeq.attacks.patch import Placement, Region, allowed, cut, draw_places
 from edgeq.attacks.perimage import Best, Search, choose, input_gradient, window_sums
@@ -70,7 +70,7 @@ class Located(AbstractPatchAttack):
     def _run(self, victim: Victim, images: Tensor, goal: Goal, seed: Seed, progress: Progress | None) -> PatchResult:
         places = allowed((images.shape[2], images.shape[3]), self.size, self.region).to(images.device)
         best = Best.none(images, self.size)
-        trace, flat, members = [0.0] * self.ascent.steps, 0.0, 1
+        record, members = Record(self.ascent.steps), 1
         for restart in range(self.restarts):
             noise = _Noise(images, self.size, places, generator("located", seed_key(seed), restart))
             active = torch.arange(len(images), device=images.device)
@@ -81,9 +81,10 @@ class Located(AbstractPatchAttack):
                 search, patch = self._begin(victim, images[index], goal.at(index), index, best, noise, restart)
                 done = search.run(patch, self.ascent, progress)
                 if restart == 0:
-                    trace = [a + b * len(index) / len(images) for a, b in zip(trace, done.trace, strict=True)]
-                    flat += done.flat * len(index)
-        return PatchResult(best.patch, best.places, None, best.rank, best.queries, tuple(trace), flat / len(images))
+                    record.add(done, len(index))
+        return PatchResult(
+            best.patch, best.places, None, best.rank, best.queries, tuple(record.trace), record.flat, record.dead
+        )
 
     def _begin(
         self, victim: Victim, images: Tensor, goal: Goal, index: Tensor, best: Best, noise: "_Noise", restart: int
@@ -133,7 +134,13 @@ def _members(victim: Victim, images: Tensor) -> int:
 def training_attack(size: int = 6, *, steps: int = 4) -> Located:
     """Return the cheap version to train against: `steps` + 1 forward and backward passes.
 
-    One gradient gives both the place and the first patch; few sign steps follow, each able to cross a quarter of the
-    range of brightness.
+    One gradient gives both the place and the first patch; few sign steps follow. With a step of half the range of
+    brightness, falling along a half cosine, four of them come within about ten points of the success of thirty Adam
+    steps; steps of 0.1 do not.
     """
-    return Located(size=size, ascent=Ascent(steps, 0.25, "sign", decay=True), keep="last", batch_size=1 << 30)
+    return Located(size=size, ascent=Ascent(steps, 0.5, "sign", decay=True), keep="last", batch_size=1 << 30)
+
+
+def strong_attack(size: int = 6, *, steps: int = 60, restarts: int = 3) -> Located:
+    """Return the version to evaluate with: the worst case over restarts, places tried again on the way."""
+    return Located(size=size, ascent=Ascent(steps, 0.1, decay=True), move_every=10, restarts=restarts)

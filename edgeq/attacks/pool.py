@@ -11,7 +11,7 @@ would come out the same, and never mistaken for another's.
 import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgeq.attacks.base import Ascent, Progress
 from edgeq.attacks.eot import EOT, apply, draw_views
-from edgeq.attacks.gap import GAP
+from edgeq.attacks.gap import ASCENT, GAP
 from edgeq.attacks.goal import Goal
 from edgeq.attacks.patch import as_float, like
 from edgeq.attacks.victim import Surrogate
@@ -49,7 +49,7 @@ class PoolConfig:
     sizes: tuple[int, ...] = (6,)
     targets: tuple[int, ...] = ()
     copies: int = 1
-    ascent: Ascent = field(default_factory=lambda: Ascent(steps=200, step=0.05, decay=True))
+    ascent: Ascent = field(default_factory=lambda: replace(ASCENT, steps=200))
     eot: EOT = field(default_factory=EOT)
     batch_size: int = 64
     seed: int = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgeq.attacks.base import Ascent, PatchResult, Progress, Seed, climb, seed_key
+from edgeq.attacks.base import Ascent, PatchResult, Progress, Seed, climb, mean, seed_key
 from edgeq.attacks.eot import EOT, apply, draw_views
 from edgeq.attacks.goal import Goal, Loss, Victim
 from edgeq.attacks.patch import to_bytes
@@ -66,7 +66,8 @@ def universal_patch(
         losses.mean().double()[None],
         torch.tensor([queries], device=images.device),
         tuple(done.trace),
-        done.flat,
+        mean(done.flats),
+        mean(done.deads),
     )
 
 

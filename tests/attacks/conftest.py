@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeq.quant.convert import multibit
+from edgeq.quant.grid import Grid
 from edgeq.quant.network import MultiBitNet, QuantConfig
 
 SIDE = 12
@@ -34,16 +35,17 @@ def random_images(count: int = 6, *, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def net() -> MultiBitNet:
-    """A tiny network at 32, 4 and 2 bits, with ranges read from data but untrained."""
-    from edgeq import calib
-
+    """A tiny network at 32, 4 and 2 bits, untrained, with ranges that fit its values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * SIDE * SIDE, 4)
         )
         made = multibit(model, image_shape=(3, SIDE, SIDE), config=QuantConfig(bits=(32, 4, 2)))
-    calib.calibrate(made, random_images(32), bits=(4, 2))
+    for grid in made.grids.values():
+        assert isinstance(grid, Grid)
+        for bits in (4, 2):
+            grid.set_step(bits, 2.0 / grid.range(bits)[1])
     return made.eval()

@@ -26,6 +26,14 @@ def test_rounding_without_a_gradient_is_noticed() -> None:
     assert "100 %" in warning and "straight-through" in warning
 
 
+def test_pixels_that_clipping_holds_are_noticed() -> None:
+    def clipped(images: Tensor) -> Tensor:
+        return Linear()(images.clamp(0.4, 0.6))
+
+    (warning,) = check_gradients(ATTACK.run(clipped, IMAGES, GOAL))
+    assert "pixels are zero" in warning
+
+
 def test_a_sound_attack_gives_no_warning(net: MultiBitNet) -> None:
     result = ATTACK.run(surrogate(net, 2), IMAGES, GOAL)
     assert check_gradients(result) == []

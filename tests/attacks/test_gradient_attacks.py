@@ -21,7 +21,7 @@ from tests.attacks.conftest import SIDE, Linear, Region, random_images
 
 BLACK = torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8)
 ZEROS = torch.zeros(4, dtype=torch.int64)
-SHORT = Ascent(steps=30, step=0.1)
+SHORT = Ascent(steps=14, step=0.1)
 
 ATTACKS: tuple[AbstractPatchAttack, ...] = (
     Located(size=4, ascent=SHORT),
@@ -109,9 +109,15 @@ def test_restarts_never_lose_what_was_found(net: MultiBitNet) -> None:
     assert bool((many.queries[~done] > few.queries[~done]).all())
 
 
-@pytest.mark.parametrize("attack", [ATTACKS[1], ATTACKS[3]])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Located(size=4, ascent=Ascent(4), place="random", start="random", restarts=2, move_every=2),
+        LAVAN(size=4, ascent=Ascent(3)),
+    ],
+)
 def test_batched_equals_one_by_one(attack: AbstractPatchAttack, net: MultiBitNet) -> None:
-    images, goal = random_images(5), Goal(torch.tensor([0, 1, 2, 3, 0]))
+    images, goal = random_images(3), Goal(torch.tensor([0, 1, 2]))
     whole = attack.run(surrogate(net, 2), images, goal)
     single = replace(attack, batch_size=1).run(surrogate(net, 2), images, goal)  # type: ignore[call-arg]
     assert torch.equal(whole.patch, single.patch)

@@ -28,10 +28,15 @@ def test_a_surrogate_answers_as_the_deployed_network_does(net: MultiBitNet) -> N
 
 
 def test_gradients_pass_through_the_roundings(net: MultiBitNet) -> None:
-    images = (random_images(3).float() / 255).requires_grad_()
+    images = random_images(3).float() / 255
+    images[:, :, :6] = images[:, :, :6].round()  # black and white too
+    images.requires_grad_()
     for bits in net.bits:
         (grad,) = torch.autograd.grad(surrogate(net, bits)(images)[:, 0].sum(), (images,))
-        assert bool((grad.flatten(1).abs().amax(1) > 0).all())
+        assert bool((grad != 0).float().mean() > 0.9)
+        with torch.no_grad():  # and the answer is that of the bytes
+            same = surrogate(net, bits)((images * 255).round().to(torch.uint8))
+            torch.testing.assert_close(surrogate(net, bits)(images), same, rtol=0, atol=1e-5 if bits == 32 else 0)
 
 
 def test_the_adaptive_attackers_are_those_that_the_docs_name(net: MultiBitNet) -> None:
@@ -55,7 +60,7 @@ def test_widths_that_the_network_lacks_are_refused(net: MultiBitNet) -> None:
 def test_tuning_changes_a_copy_and_lowers_its_loss_at_every_width(net: MultiBitNet) -> None:
     images = random_images(32)
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    choices = FineTune(steps=60, lr=0.01, batch_size=16)
+    choices = FineTune(steps=25, lr=0.02, batch_size=16)
     tuned = tuned_copy(net, images, LABELS, choices=choices)
     again = tuned_copy(net, images, LABELS, choices=choices)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
