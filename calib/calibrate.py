@@ -175,7 +175,9 @@ def init_width(
         raise InputError(f"expected a source out of the model's widths {list(model.bits)}, got {source}")
     if has_own_norms(model) and source != bits:
         copy_norms(model, source=source, target=bits)
-    return calibrate(model, images, method=method, bits=(bits,), batch_size=batch_size)
+    # Without another width there are no statistics to read ranges with: layer by layer, each after the ones before it.
+    alone = source == bits
+    return calibrate(model, images, method=method, bits=(bits,), batch_size=batch_size, sequential=alone)
 
 
 @torch.no_grad()

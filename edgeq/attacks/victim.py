@@ -12,12 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from edgeq.errors import InputError
-from edgeq.quant.bits import FLOAT_BITS, at_bits
+from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
-
-# The input quantizer clips at black and white, where a clip has no gradient: a pixel that an attack made black would
-# stay black. A quarter of a byte inside, it rounds to the same code and keeps its gradient.
-INSIDE = 0.25 / 255
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,6 @@ class Surrogate:
         return logits[0] if len(logits) == 1 else torch.stack(logits)
 
     def _at(self, images: Tensor, bits: int) -> Tensor:
-        if bits != FLOAT_BITS and images.is_floating_point():
-            images = images + (images.clamp(INSIDE, 1.0 - INSIDE) - images).detach()
         width = self.net.width
         before, width.deployed = width.deployed, True
         try:

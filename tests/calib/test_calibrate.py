@@ -195,3 +195,18 @@ def test_a_width_that_is_not_there_cannot_start(net, images) -> None:
             init_width(net, wrong, images)
     with pytest.raises(InputError, match="source"):
         init_width(net, 4, images, source=5)
+
+
+@pytest.mark.parametrize("bits", [8, 2])
+def test_a_network_of_one_width_starts_with_ranges_that_do_not_explode(bits: int) -> None:
+    """Without a float width nothing tells the deeper layers' ranges but the layers before them, once they are set."""
+    torch.manual_seed(0)
+    net = multibit(build("resnet8", classes=10), bits=(bits,))
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    init_width(net, bits, images)
+    with torch.no_grad():
+        values = net.train().values(images, keep=net.names)
+    for name in net.grids:
+        share_of_zeros = float((values[name].codes == 0).float().mean())
+        assert share_of_zeros < 0.8, name
+        assert float(net.grids[name].steps[str(bits)].detach()) * net.grids[name].range(bits)[1] < 20, name  # type: ignore[operator, index]
