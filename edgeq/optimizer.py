@@ -17,9 +17,10 @@ def make_optimizer(net: MultiBitNet, *, lr: float, weight_decay: float) -> torch
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "steps" in name.split(".") or "weight_steps" in name.split("."):
+        place = name.split(".")[2]  # after units.LAYER or grids.EDGE, which may have any name
+        if place in ("steps", "weight_steps"):
             steps.append(parameter)
-        elif "norm" in name.split(".") or name.endswith("bias"):
+        elif place in ("norm", "bias"):
             norms.append(parameter)
         else:
             weights.append(parameter)

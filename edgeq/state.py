@@ -1,7 +1,7 @@
 """Training state on disk: one safetensors file, written whole or not at all, without pickle.
 
-It holds the network, the optimizer's momentum, the averaged copy, torch's random state and the position. Old states are
-removed only after a newer one is safe, so a full disk or a kill at any moment loses nothing already saved.
+It holds the network, the optimizer's momentum, the averaged copy and the position, which all randomness comes from. An
+old state is replaced only by a newer one that is safe, so a full disk or a kill at any moment loses nothing saved.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,6 @@ def save_state(
         tensors |= {f"optimizer.{index}.{key}": t for key, t in state.items() if isinstance(t, Tensor)}
     if average is not None:
         tensors |= {f"average.{name}": t for name, t in average.items()}
-    tensors["random"] = torch.get_rng_state()
     tensors["position"] = torch.tensor([position.epoch, position.batch])
     tensors["entered"] = torch.tensor(position.entered, dtype=torch.int64)
     save_tensors(folder / FILE, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
@@ -59,7 +58,6 @@ def load_state(
         if average is not None:
             for name, t in _under(tensors, "average.").items():
                 average[name].copy_(t)
-        torch.set_rng_state(tensors["random"])
         epoch, batch = tensors["position"].tolist()
         return Position(epoch, batch, tuple(tensors["entered"].tolist()))
     except (KeyError, RuntimeError, ValueError) as error:

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from edgeq import calib, runs
+from edgeq.average import Average
 from edgeq.curriculum import Curriculum
 from edgeq.data import Augment, Dataset, Split, TrainBatches, holdout, load
+from edgeq.data.seeds import generator
 from edgeq.defenses import DEFENSES, Standard, StandardObjective
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
@@ -33,6 +36,7 @@ from edgeq.quant.network import MultiBitNet, QuantConfig
 from edgeq.state import Position, clear_state, load_state, save_state
 
 CALIBRATION_IMAGES = 512
+SMALLEST = 4  # images: two to calibrate with, two for a batch
 MONITOR_IMAGES = 1000  # per epoch, of the test split; the final figures use all of it
 
 
@@ -88,8 +92,10 @@ class TrainConfig:
             raise InputError(f"expected a defence out of {', '.join(DEFENSES)}, got {self.defense!r}")
         if self.epochs < 1 or self.batch_size < 2:
             raise InputError(f"expected at least 1 epoch and batches of 2, got {self.epochs} and {self.batch_size}")
-        if not self.lr > 0 or self.weight_decay < 0:
+        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
             raise InputError(f"expected lr > 0 and weight_decay >= 0, got {self.lr} and {self.weight_decay}")
+        if not 0 <= self.save_every < math.inf:
+            raise InputError(f"expected save_every in seconds, 0 or more, got {self.save_every}; 60 are usual")
         if not 0.0 <= self.deployed < 1.0 or not 0.0 <= self.ema < 1.0:
             raise InputError(f"expected deployed and ema from 0 to below 1, got {self.deployed} and {self.ema}")
         if self.schedule not in ("cosine", "step"):
@@ -143,7 +149,8 @@ def train(
     fabric = _fabric(config)
     dataset = load(config.data, seed=0) if dataset is None else dataset
     trainer = _Trainer(config, out, fabric, dataset, progress or (lambda _: None), stop or (lambda: False))
-    return trainer.run(resume)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is not ours to move
+        return trainer.run(resume)
 
 
 class _Trainer:
@@ -160,13 +167,16 @@ class _Trainer:
     ) -> None:
         self.config, self.out, self.fabric, self.progress, self.stop = config, out, fabric, progress, stop
         self.main = fabric.global_rank == 0
+        _check_dataset(dataset)
         image_shape = _image_shape(dataset)
         self.info = runs.RunInfo(config.model, config.data, config.quant, dataset.classes, image_shape, _plain(config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = runs.new_network(self.info)
         self.net.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.calibration, rest = holdout(dataset.train, min(CALIBRATION_IMAGES, len(dataset.train) // 4), seed=0)
+        self.calibration, rest = holdout(
+            dataset.train, max(2, min(CALIBRATION_IMAGES, len(dataset.train) // 4)), seed=0
+        )
         self.monitor = (
             holdout(dataset.test, MONITOR_IMAGES, seed=0)[0] if len(dataset.test) > MONITOR_IMAGES else dataset.test
         )
@@ -181,7 +191,7 @@ class _Trainer:
         )
         self.frozen_from = config.epochs - round(config.deployed * config.epochs)
         self.optimizer = make_optimizer(self.net, lr=config.lr, weight_decay=config.weight_decay)
-        self.average = _Average(self.net, config.ema) if config.ema else None
+        self.average = Average(self.net, config.ema) if config.ema else None
 
     def run(self, resume: bool) -> MultiBitNet:
         """Train to the end."""
@@ -209,18 +219,24 @@ class _Trainer:
         self, epoch: int, start: int, entered: tuple[int, ...], objective: nn.Module, optimizer: Any
     ) -> Position:
         active = self.config.curriculum.active(self.net.bits, self.config.epochs, epoch)
-        if epoch == 0 and start == 0:  # ranges are read with statistics that fit the initial weights
-            calib.reestimate(self.net, _images(self.calibration), bits=max(self.net.bits))
+        if epoch == 0 and start == 0 and FLOAT_BITS in active:
+            # ranges are read from the float pass, whose statistics must fit the initial weights first
+            calib.reestimate(self.net, _images(self.calibration), bits=FLOAT_BITS)
         for bits in active:
             if bits not in entered and bits != FLOAT_BITS:
                 calib.init_width(self.net, bits, _images(self.calibration))
+                if self.average is not None:
+                    self.average.adopt(self.net, bits)
         self.net.train()
         self.net.width.deployed = epoch >= self.frozen_from
         saved = time.monotonic()
         losses: dict[str, float] = {}
         for batch, (images, labels) in enumerate(self.batches.epoch(epoch, start), start=start):
             self._set_rate(epoch + batch / len(self.batches))
+            self._seed(epoch, batch)
             losses = self._step(objective, optimizer, images, labels, active)
+            if self.average is not None:
+                self.average.update(self.net, epoch * len(self.batches) + batch)
             here = Position(epoch, batch + 1, active)
             if not math.isfinite(losses["loss"]):
                 raise Diverged(
@@ -230,15 +246,15 @@ class _Trainer:
             self.progress(Progress(epoch, self.config.epochs, batch + 1, len(self.batches), active, losses))
             if batch + 1 == len(self.batches):
                 break  # the end of an epoch is saved below, with its line of metrics
-            if self.stop():
-                self._save(here)
-                raise Interrupted
-            if time.monotonic() - saved > self.config.save_every:
+            stop, due = self._agreed(self.stop(), time.monotonic() - saved > self.config.save_every)
+            if stop or due:
                 self._save(here)
                 saved = time.monotonic()
+            if stop:
+                raise Interrupted
         here = Position(epoch + 1, 0, active)
         self._finish_epoch(epoch, active, losses, here)
-        if self.stop() and here.epoch < self.config.epochs:
+        if self._agreed(self.stop())[0] and here.epoch < self.config.epochs:
             raise Interrupted
         return here
 
@@ -251,9 +267,20 @@ class _Trainer:
         if math.isfinite(values["loss"]):
             self.fabric.backward(losses["loss"])
             optimizer.step()
-            if self.average is not None:
-                self.average.update(self.net)
         return values
+
+    def _seed(self, epoch: int, batch: int) -> None:
+        """Make what is random inside the network (dropout) a function of the place in the run, like the images."""
+        key = generator("network", self.config.seed, epoch, batch, self.fabric.global_rank)
+        torch.manual_seed(key.initial_seed())
+
+    def _agreed(self, *wishes: bool) -> tuple[bool, ...]:
+        """Return for each wish whether any process has it: clocks and signals differ, collectives must not."""
+        if self.fabric.world_size == 1:
+            return wishes
+        flags = torch.tensor(wishes, dtype=torch.int32, device=self.fabric.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return tuple(map(bool, flags.tolist()))
 
     def _set_rate(self, position: float) -> None:
         config = self.config
@@ -264,6 +291,7 @@ class _Trainer:
             group["lr"] = config.lr * rate * group["lr_factor"]
 
     def _finish_epoch(self, epoch: int, active: tuple[int, ...], losses: dict[str, float], here: Position) -> None:
+        self._check_finite(epoch)
         if self.main:
             results = accuracies(self.net, self.monitor, bits=active)
             accuracy = {r.bits: r.accuracy for r in results}
@@ -272,35 +300,24 @@ class _Trainer:
             self.progress(Progress(epoch, self.config.epochs, 0, len(self.batches), active, losses, accuracy))
         self._save(here)
 
+    def _check_finite(self, epoch: int) -> None:
+        """Stop before a step that went wrong is evaluated, or saved over the last good state."""
+        wrong = [name for name, p in self.net.named_parameters() if not bool(torch.isfinite(p).all())]
+        if wrong:
+            raise Diverged(
+                f"expected finite parameters, got others in {wrong[0]} at epoch {epoch}; the last saved state "
+                f"is kept in {self.out / runs.STATE}: train with a smaller lr than {self.config.lr}"
+            )
+
     @property
     def _averages(self) -> dict[str, torch.Tensor] | None:
         return None if self.average is None else self.average.tensors
 
     def _save(self, position: Position) -> None:
+        self._check_finite(position.epoch)
         if self.main:
             save_state(self.out / runs.STATE, self.net, self.optimizer, self._averages, position)
         self.fabric.barrier()
-
-
-class _Average:
-    """An exponential moving average of the network's tensors."""
-
-    def __init__(self, net: MultiBitNet, decay: float) -> None:
-        self.decay = decay
-        self.tensors = {name: t.detach().clone() for name, t in net.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, net: MultiBitNet) -> None:
-        """Move towards the network's present tensors."""
-        for name, t in net.state_dict().items():
-            if t.is_floating_point():
-                self.tensors[name].lerp_(t, 1.0 - self.decay)
-            else:
-                self.tensors[name].copy_(t)
-
-    def copy_to(self, net: MultiBitNet) -> None:
-        """Replace the network's tensors by the averages."""
-        net.load_state_dict(self.tensors)
 
 
 def stop_on_signals() -> Callable[[], bool]:
@@ -316,8 +333,6 @@ def stop_on_signals() -> Callable[[], bool]:
 
 
 def _fabric(config: TrainConfig) -> Fabric:
-    import torch.distributed as dist
-
     accelerator = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise InputError("expected a CUDA device, got none that torch can see; use --device cpu")
@@ -360,6 +375,14 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     import json
 
     return json.loads(json.dumps(asdict(config)))
+
+
+def _check_dataset(dataset: Dataset) -> None:
+    if len(dataset.classes) < 2 or len(dataset.train) < SMALLEST:
+        raise InputError(
+            f"expected at least 2 classes and {SMALLEST} training images, got {len(dataset.classes)} and "
+            f"{len(dataset.train)}; add images"
+        )
 
 
 def _image_shape(dataset: Dataset) -> tuple[int, int, int]:

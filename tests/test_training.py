@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from edgeq import runs
+from edgeq.average import Average
 from edgeq.curriculum import Curriculum
-from edgeq.data import Dataset, load
+from edgeq.data import Dataset, Split, load
 from edgeq.defenses import Standard, StandardObjective
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
@@ -120,6 +122,29 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path) -> None:
 
 
 @pytest.mark.ci_slow
+def test_processes_stop_and_save_together(tmp_path: Path) -> None:
+    """One process alone gets the signal, and one alone thinks that it is time to save."""
+    (tmp_path / "go.py").write_text(
+        "import dataclasses, os, sys, torch\n"
+        "from edgeq.training import Interrupted, TrainConfig, train\nfrom edgeq.quant.network import QuantConfig\n"
+        "from edgeq.curriculum import Curriculum\nfrom edgeq.defenses import Standard\n"
+        "torch.set_num_threads(1)\n"
+        "rank, calls = int(os.environ['RANK']), []\n"
+        f"config = {TINY!r}\n"
+        "config = dataclasses.replace(config, save_every=0.0 if rank else 1e9)\n"
+        "def stop():\n    calls.append(1)\n    return rank == 1 and len(calls) == 3\n"
+        "try:\n    train(config, out=sys.argv[1], stop=stop)\n"
+        "except Interrupted:\n    open(sys.argv[1] + f'/stopped{rank}', 'w').write(str(len(calls)))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29534"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(tmp_path / "go.py"), str(tmp_path / "run")]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert [(tmp_path / "run" / f"stopped{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    assert load_tensors(tmp_path / "run" / runs.STATE / "state.safetensors")["position"].tolist() == [0, 3]
+
+
+@pytest.mark.ci_slow
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     config = replace(
         TINY, epochs=1, deployed=0.0, quant=QuantConfig(bits=(32, 4)), curriculum=Curriculum(enabled=False)
@@ -171,6 +196,102 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
         with pytest.raises(Diverged, match="expected a finite loss"):
             train(TINY, out=out, dataset=data, progress=poison)
     assert not (out / runs.WEIGHTS).exists()
+
+
+def test_a_state_with_nan_never_replaces_a_good_one(tmp_path: Path, data: Dataset) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(TINY, out=out, dataset=data, stop=lambda: True)
+    before = (out / runs.STATE / "state.safetensors").read_bytes()
+    live: list = []
+    original = runs.new_network
+
+    def remember(info: runs.RunInfo):
+        live.append(original(info))
+        return live[-1]
+
+    def poison(p: Progress) -> None:
+        if p.batch == p.batches:  # after the epoch's last step, so that no loss shows it
+            with torch.no_grad():
+                live[0].units["fc"].weight.fill_(float("nan"))  # type: ignore[union-attr, operator]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "new_network", remember)
+        with pytest.raises(Diverged, match=r"units\.fc\.weight"):
+            train(TINY, out=out, dataset=data, resume=True, progress=poison)
+    assert (out / runs.STATE / "state.safetensors").read_bytes() == before
+
+
+def test_dropout_is_a_function_of_the_seed_and_leaves_the_callers_random_state(tmp_path: Path, data: Dataset) -> None:
+    config = replace(TINY, epochs=1, deployed=0.0, quant=QuantConfig(bits=(32,)), batch_size=60)
+
+    def dropping(_name: str, *, classes: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 5, 4),
+            nn.Dropout(0.5),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, classes),
+        )
+
+    state = torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "build", dropping)
+        for name, seed in (("a", 0), ("b", 0)):
+            train(replace(config, seed=seed), out=tmp_path / name, dataset=data)
+            assert torch.equal(torch.get_rng_state(), state)
+            torch.rand(3)
+            state = torch.get_rng_state()
+    assert all(torch.equal(t, _weights(tmp_path / "b")[name]) for name, t in _weights(tmp_path / "a").items())
+
+
+def test_an_average_forgets_the_start_and_adopts_widths_that_enter() -> None:
+    net = multibit(build("resnet8", classes=10), bits=(32, 8, 4))
+    average = Average(net, 0.999)
+    first = {name: t.clone() for name, t in average.tensors.items()}
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    for updates in range(50):
+        average.update(net, updates)
+    name = "units.fc.weight"
+    torch.testing.assert_close(average.tensors[name], first[name] + 1.0, atol=1e-3, rtol=0)  # 0.999^50 would leave 95 %
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3.0)
+    average.adopt(net, 4)
+    now = net.state_dict()
+    same = {name for name, t in average.tensors.items() if torch.equal(t, now[name]) and "num_batches" not in name}
+    assert {name for name in same if "norms" in name or "steps" in name} >= {
+        name for name, _ in net.named_parameters() if name.endswith(".4") or ".norms.4." in name
+    }
+    assert not any(".8" in name and "running" not in name for name in same)
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_too_few_images_or_classes_are_refused_before_anything_is_written(tmp_path: Path, per_class: int) -> None:
+    images, labels = torch.zeros(2 * per_class, 3, 16, 16, dtype=torch.uint8), torch.arange(2 * per_class) % 2
+    split = Split(images, labels)
+    tiny = Dataset("tiny", ("a", "b"), train=split, test=split, flip=False)
+    if per_class == 1:
+        with pytest.raises(InputError, match="4 training images, got 2 and 2"):
+            train(TINY, out=tmp_path / "run", dataset=tiny)
+        assert not (tmp_path / "run").exists()
+    else:
+        train(replace(TINY, epochs=1), out=tmp_path / "run", dataset=tiny)
+    one = replace(tiny, classes=("a",), train=Split(images, labels * 0), test=Split(images, labels * 0))
+    with pytest.raises(InputError, match="at least 2 classes"):
+        train(TINY, out=tmp_path / "one", dataset=one)
+
+
+def test_layers_may_be_called_norm_or_steps() -> None:
+    model = nn.Sequential()
+    layers = {"norm": nn.Conv2d(3, 4, 3), "steps": nn.Conv2d(4, 4, 3), "flat": nn.Flatten(), "fc": nn.Linear(64, 10)}
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    net = multibit(model, image_shape=(3, 8, 8))
+    decayed = {id(p) for p in make_optimizer(net, lr=0.1, weight_decay=1e-4).param_groups[0]["params"]}
+    assert decayed == {id(unit.weight) for unit in net.weighted().values()}
 
 
 def test_a_full_disk_loses_nothing_already_saved(tmp_path: Path, data: Dataset) -> None:
@@ -297,6 +418,8 @@ def test_every_parameter_is_in_the_optimizer_once() -> None:
     [
         ({"epochs": 0}, "at least 1 epoch"),
         ({"lr": 0.0}, "lr > 0"),
+        ({"lr": float("inf")}, "lr > 0"),
+        ({"save_every": float("nan")}, "save_every"),
         ({"defense": "magic"}, "defence out of"),
         ({"deployed": 1.0}, "deployed"),
     ],

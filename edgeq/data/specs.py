@@ -20,6 +20,7 @@ from edgeq.errors import InputError
 FORMS = "signs, signs:train=N,test=N, folder:PATH, cifar10:PATH, imagenet:PATH"
 SMALLEST = 8  # pixels; below it no network here has anything left after its strides
 LARGEST = 1024
+MOST = 1_000_000  # signs in one split; they are all in memory
 
 
 def load(spec: str, *, seed: int = 0, image_size: int | None = None, cache: Path | None = None) -> Dataset:
@@ -57,7 +58,7 @@ def _counts(text: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for item in text.split(",") if text else []:
         name, _, value = item.partition("=")
-        if name not in ("train", "test") or name in counts or not value.isdecimal() or int(value) < 1:
-            raise InputError(f"expected signs:train=N,test=N with counts of 1 or more, got '{item}'; correct it")
+        if name not in ("train", "test") or name in counts or not value.isdecimal() or not 1 <= int(value) <= MOST:
+            raise InputError(f"expected signs:train=N,test=N with counts from 1 to {MOST}, got '{item}'; correct it")
         counts[name] = int(value)
     return counts

@@ -13,12 +13,14 @@ from torch import nn
 
 from edgeq.errors import InputError
 from edgeq.quant.batchnorm import WidthNorm
-from edgeq.quant.bits import FLOAT_BITS, Width
+from edgeq.quant.bits import FLOAT_BITS, Width, at_bits
 from edgeq.quant.grid import Grid
 from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit
 from edgeq.quant.network import IMAGE, MultiBitNet, QuantConfig, Step
 from edgeq.quant.trace import INF, Op, trace
 from edgeq.quant.units import (
+    PIXEL_STEP,
+    PIXEL_ZERO,
     AbstractUnit,
     DropoutUnit,
     FlattenUnit,
@@ -32,6 +34,7 @@ from edgeq.quant.weighted import ConvUnit, LinearUnit
 
 PASSING = ("maxpool", "flatten", "dropout", "relu")  # codes stay on the grid of their input
 LAYERS = ("conv", "linear")
+SAME = 1e-3  # relative to the largest logit: the order of summation differs, nothing else
 
 
 def multibit(
@@ -52,8 +55,9 @@ def multibit(
     config = config or QuantConfig(bits=tuple(bits))
     ops = tuple(_as_conv(op) for op in trace(model, image_shape))
     _check_ends(ops)
-    plan = _Plan(ops, config)
-    network = plan.build(image_shape)
+    network = _Plan(ops, config).build(image_shape)
+    if FLOAT_BITS in config.bits:
+        _check_same(model, network)
     return network.train(model.training)
 
 
@@ -207,6 +211,32 @@ class _Plan:
         if op.args.get("affine"):
             unit.weight.requires_grad_(False)
         return unit
+
+
+@torch.no_grad()
+def _check_same(model: nn.Module, network: MultiBitNet) -> None:
+    """Compare both networks at 32 bits on two random images: what a trace cannot see must not change the function.
+
+    Operators in place are such a thing: after `y.relu_()` every other reader of y gets the changed values.
+    """
+    pixels = torch.randint(0, 256, (2, *network.image_shape), generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(torch.uint8).to(next(network.parameters()).device)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        expected = model.eval()((pixels.float() - PIXEL_ZERO) * PIXEL_STEP)
+    except Exception as error:  # whatever the user's forward raises
+        raise InputError(f"expected a network that takes two images at a time, got one that stops: {error}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    with at_bits(network.eval(), FLOAT_BITS):
+        got = network(pixels)
+    far = SAME * float(expected.abs().amax()) if expected.numel() else 0.0
+    if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.0, atol=far, equal_nan=True):
+        raise InputError(
+            "expected a network that computes what its trace says, got other logits; give every result its own tensor "
+            "(no in-place operator whose input is read again) and flatten from dimension 1 on"
+        )
 
 
 def _as_conv(op: Op) -> Op:

@@ -44,7 +44,7 @@ def exact_conv2d(
             return _unfolded_conv(part, kernel, stride, padding, dilation, groups)
         return F.conv2d(part, kernel, None, stride, padding, dilation, groups)
 
-    if groups > 1 and weight.shape[1] * weight[0, 0].numel() * 127 * reach > FLOAT32_EXACT:
+    if groups > 1 and weight.shape[1] * weight[0, 0].numel() * 128 * reach > FLOAT32_EXACT:
         return conv(x.double(), weight.double())  # grouped and huge: rare, and not worth cutting
     return _chunked(x, weight, reach, conv) if groups == 1 else conv(x, weight)
 

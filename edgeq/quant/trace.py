@@ -20,6 +20,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from edgeq.errors import InputError
 
 INF = float("inf")
+RESERVED = ("image", "image_codes")  # the network's input, before and after it became codes
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm, ReLU, ReLU6, add, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d to 1x1, mean over the plane, "
     "cat of channels, flatten, Dropout, Identity"
@@ -100,20 +101,20 @@ def _read(graph: fx.GraphModule) -> list[Op]:
             if op is None:  # no effect
                 names[node] = names[_nodes(node)[0]]
                 continue
-            if isinstance(op.module, (nn.Conv2d, nn.Linear)) and node.target in used:
+            if op.module is not None and node.target in used:
                 raise InputError(
                     f"expected each layer to be used once, got {node.target!r} twice; give each use a layer"
                 )
             used[str(node.target)] = op.name
-            names[node] = op.name
             ops.append(op)
+            if not op.args.get("keepdim", True):  # a mean that drops the plane: our averages keep it as 1x1
+                ops.append(Op(_free(op.name + "_flat", names), "flatten", (op.name,), op.shape))
+            names[node] = ops[-1].name
     return ops
 
 
 def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, str]) -> Op | None:
-    name = (str(node.target) if node.op == "call_module" else node.name).replace(".", "_")
-    if any(known == name for known in names.values()):
-        name = node.name
+    name = _free((str(node.target) if node.op == "call_module" else node.name).replace(".", "_"), names)
     meta = node.meta.get("tensor_meta")
     if meta is None and (node.target in ("size", "dim") or node.target in (getattr, operator.getitem)):
         return None  # arithmetic on shapes
@@ -125,6 +126,13 @@ def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, 
     if node.op in ("call_function", "call_method"):
         return _function(node, make)
     raise InputError(f"expected {SUPPORTED}; got {node.op} {node.target!r}, which has no integer form here")
+
+
+def _free(name: str, names: dict[fx.Node, str]) -> str:
+    """Return a name that no operator has, nor the image, nor nn.ModuleDict for itself (`keys`, `pop`, ...)."""
+    while name in RESERVED or name in names.values() or hasattr(nn.ModuleDict, name):
+        name += "_"
+    return name
 
 
 def _module(module: nn.Module, path: str, make: Callable[..., Op], node: fx.Node) -> Op | None:
@@ -151,7 +159,7 @@ def _module(module: nn.Module, path: str, make: Callable[..., Op], node: fx.Node
             )
         case nn.AvgPool2d():
             args = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad)
-            return _avgpool(path, make, *args)
+            return _avgpool(path, make, *args, module.divisor_override)
         case nn.AdaptiveAvgPool2d():
             return _adaptive(path, make, module.output_size, node)
         case nn.Flatten():
@@ -212,6 +220,7 @@ def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
             arg(3, "padding", 0),
             arg(4, "ceil_mode", False),
             arg(5, "count_include_pad", True),
+            arg(6, "divisor_override", None),
         )
         return _avgpool(name, make, kernel, *rest)
     if target is F.adaptive_avg_pool2d:
@@ -229,10 +238,11 @@ def _maxpool(name: str, make: Callable[..., Op], kernel, stride, padding, dilati
     return make("maxpool", args={"pool": pool})
 
 
-def _avgpool(name: str, make: Callable[..., Op], kernel, stride, padding, ceil_mode, count_include_pad) -> Op:
-    if ceil_mode or (padding not in (0, (0, 0)) and not count_include_pad):
+def _avgpool(name: str, make: Callable[..., Op], kernel, stride, padding, ceil_mode, count_include_pad, divisor) -> Op:
+    if ceil_mode or (padding not in (0, (0, 0)) and not count_include_pad) or divisor is not None:
         raise InputError(
-            f"expected AvgPool2d whose windows all have one size at {name!r}; set ceil_mode=False, padding=0"
+            f"expected AvgPool2d whose windows all have one size at {name!r}, which divides; "
+            "set ceil_mode=False, padding=0, divisor_override=None"
         )
     return make("avgpool", args={"kernel": kernel, "stride": stride, "padding": padding})
 
@@ -255,7 +265,7 @@ def _adaptive(name: str, make: Callable[..., Op], size, node: fx.Node) -> Op | N
 
 def _nodes(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
-    for value in node.args:
+    for value in (*node.args, *node.kwargs.values()):
         found += [v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, fx.Node)]
     if node.op == "call_method" and node.target in ("view", "reshape", "flatten"):
         return found[:1]  # the sizes may be nodes too

@@ -8,6 +8,7 @@ per activation is one clamp and one in-place rounding. The gradients are LSQ's, 
 Deployed form (evaluation, and training's last stage): BatchNorm folded, multipliers snapped, integers throughout.
 """
 
+import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -101,7 +102,8 @@ class InputUnit(AbstractUnit):
         else:
             codes = image * 255.0 - PIXEL_ZERO
             if self.width.bits != FLOAT_BITS:
-                codes = round_ste(codes.clamp(-128.0, 127.0))
+                # Beyond the bounds but within the rounding, so that black and white pixels keep their gradient.
+                codes = round_ste(codes.clamp(-128.49, 127.49))
         codes = codes.contiguous(memory_format=torch.channels_last)
         if self.width.bits == FLOAT_BITS:
             return Value(codes * PIXEL_STEP, None)
@@ -138,12 +140,16 @@ class ReluUnit(AbstractUnit):
         super().__init__(width, None)
         self.ceiling = ceiling
 
+    def top(self, step: Tensor) -> float:
+        """Return the ceiling as a code: infinity, or the one nearest to it."""
+        return self.ceiling if math.isinf(self.ceiling) else float(round(self.ceiling / float(step.detach())))
+
     def forward(self, *inputs: Value) -> Value:
-        """Clamp at 0 (a ceiling other than infinity applies at 32 bits alone; grids clip the rest)."""
+        """Clamp at 0 and, for ReLU6, at the code nearest to 6."""
         (x,) = inputs
         if x.step is None:
             return Value(activate(x.codes, self.ceiling), None)
-        return Value(F.relu(x.codes), x.step, x.reach, x.grid)
+        return Value(activate(x.codes, self.top(x.step)), x.step, x.reach, x.grid)
 
 
 class MaxPoolUnit(AbstractUnit):

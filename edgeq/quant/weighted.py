@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from edgeq.export.multiplier import shift_for
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width, weight_range
-from edgeq.quant.exact import exact_conv2d, exact_linear
+from edgeq.quant.exact import FLOAT32_EXACT, exact_conv2d, exact_linear
 from edgeq.quant.fold import Affine, Folded, batchnorm_affine, fold
 from edgeq.quant.quantizer import SCALE_FLOOR, lsq_step, mse_steps, quantize
 from edgeq.quant.units import AbstractUnit, Output, Value, activate
@@ -138,8 +138,11 @@ class WeightedUnit(AbstractUnit):
             acc = self.exact_product(x.codes, folded.weight.to(x.codes.dtype), x.reach)
         axes = (1, -1) + (1,) * (acc.dim() - 2)
         # An accumulator that float32 cannot hold saturates anyway (see export/multiplier.py); only a huge bias could
-        # cancel one, so then the sum is done in float64.
-        if float(folded.bias.detach().abs().max()) > 2**24:
+        # cancel one, so then the sum is done in float64. Logits do not saturate: there the sum itself has to fit.
+        largest = float(folded.bias.detach().abs().max())
+        if self.output is None:
+            largest += float(acc.detach().abs().max()) if acc.numel() else 0.0
+        if largest > FLOAT32_EXACT:
             acc = acc.double()
         acc = acc + folded.bias.to(acc.dtype).reshape(axes)
         if self.output is None:

@@ -1,12 +1,16 @@
 """From PyTorch networks to multi-bit ones, and the refusals."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeq.calib import calibrate
 from edgeq.errors import InputError
 from edgeq.export import lower
 from edgeq.export.reference import run
@@ -15,6 +19,7 @@ from edgeq.quant.bits import at_bits
 from edgeq.quant.convert import multibit
 from edgeq.quant.network import MultiBitNet, QuantConfig
 from edgeq.quant.trace import trace
+from edgeq.quant.units import Value
 
 
 def stir(net: MultiBitNet, seed: int = 0) -> MultiBitNet:
@@ -153,6 +158,16 @@ def test_training_and_evaluation_agree_when_statistics_do() -> None:
     assert correlation > 0.98  # 8-bit rounding, snapping and n-1 in the variance remain
 
 
+def test_black_and_white_pixels_keep_their_gradient() -> None:
+    net = stir(multibit(build("resnet8", classes=10)))
+    x = (torch.rand(2, 3, 32, 32) > 0.5).float().requires_grad_()
+    with at_bits(net, 8):
+        net(x).logsumexp(1).sum().backward()
+        torch.testing.assert_close(net(x), net((x * 255).byte()), atol=0, rtol=0)
+    assert x.grad is not None
+    assert float((x.grad != 0).float().mean()) > 0.5
+
+
 def test_gradients_reach_the_image_through_the_deployed_arithmetic() -> None:
     net = stir(multibit(build("resnet8", classes=10)))
     x = (_images(2).float() / 255).requires_grad_()
@@ -194,6 +209,90 @@ class _Twice(nn.Module):
         return self.fc(self.conv(self.conv(x)).mean((2, 3)))
 
 
+class _Body(nn.Module):
+    """A convolution, whatever is given, and a linear layer of three features."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.fc = nn.Linear(3, 10)
+        self.body = body
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(self, self.conv(x)))
+
+
+def _wide() -> nn.Conv2d:
+    layer = nn.Conv2d(3, 3, 1)
+    generator = torch.Generator().manual_seed(3)
+    nn.init.normal_(layer.weight, 0.0, 20.0, generator=generator)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _Body(lambda net, y: y.mean((2, 3))),
+        _Body(lambda net, y: y.mean(dim=(-1, -2))),
+        _Body(lambda net, y: torch.add(input=y, other=y.relu()).mean((2, 3), keepdim=True).flatten(1)),
+        _Body(lambda net, y: net.a(torch.cat(tensors=[y, y], dim=1)).mean((2, 3)), a=nn.Conv2d(6, 3, 1)),
+        _Body(
+            lambda net, y: net.pop(net.image(net.keys(input=y))).mean((2, 3)), pop=_wide(), image=_wide(), keys=_wide()
+        ),
+        _Body(lambda net, y: F.relu6(F.avg_pool2d(net.a(y), 2)).mean((2, 3)), a=_wide()),
+        _Body(lambda net, y: (lambda z: (F.relu6(z) + net.b(z)).mean((2, 3)))(net.a(y)), a=_wide(), b=_wide()),
+    ],
+    ids=["mean", "mean by keyword", "keywords", "cat", "names", "relu6 after a pooling", "relu6 beside another reader"],
+)
+def test_other_spellings_are_the_same_network(model: nn.Module) -> None:
+    net = multibit(model.eval(), image_shape=(3, 16, 16), bits=(32, 8, 4))
+    images = _images(16, 16)
+    calibrate(net, images)
+    with torch.no_grad():
+        expected = model((images.float() - 128) / 64)
+        for bits, least in ((32, 1.0 - 1e-6), (8, 0.97)):
+            with at_bits(net, bits):
+                assert torch.corrcoef(torch.stack([net(images).flatten(), expected.flatten()]))[0, 1] > least
+    for bits in (8, 4):
+        wrong, compared = mismatches(net, images, bits)
+        assert compared > 1000
+        assert wrong == 0
+
+
+def test_a_relu6_that_stands_alone_has_its_ceiling_at_every_width() -> None:
+    net = multibit(
+        _Body(lambda net, y: F.relu6(F.avg_pool2d(net.a(y), 2)).mean((2, 3)), a=_wide()).eval(), bits=(32, 8, 4)
+    )
+    images = _images(16)
+    calibrate(net, images)
+    for bits in (8, 4):
+        with torch.no_grad(), at_bits(net, bits):
+            values = net.values(images, keep=net.names)
+        step = values["avg_pool2d"].step
+        assert step is not None
+        assert float(values["avg_pool2d"].real.max()) > 7
+        assert abs(float(values["relu6"].real.max()) - 6) <= float(step) / 2
+
+
+def test_logits_beyond_24_bits_are_exact() -> None:
+    last = nn.Linear(1000, 2)
+    nn.init.constant_(last.weight, 1.0)
+    model = nn.Sequential(nn.Conv2d(3, 10, 1), nn.Flatten(), last)
+    unit = multibit(model, image_shape=(3, 10, 10), bits=(8,)).eval().weighted()["2"]
+    value = Value(torch.full((1, 1000), 127.0), torch.ones(1), 127)
+    assert value.step is not None and unit.bias is not None
+    with torch.no_grad():
+        unit.bias.copy_(torch.tensor([1_200_001.0, -1_200_001.0]) * unit.weight_step(8))
+        folded = unit.folded(value.step)
+        got = unit(value).codes
+    expected = value.codes.double() @ folded.weight.double().T + folded.bias
+    assert float(expected.max()) > 2**24
+    assert torch.equal(got.double(), expected)
+    assert not torch.equal(expected.float().double(), expected)
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -208,6 +307,10 @@ class _Twice(nn.Module):
         (_Refused(nn.BatchNorm2d(4, affine=False)), "affine"),
         (_Branching(), "torch.fx"),
         (_Twice(), "twice"),
+        (_Body(lambda net, y: F.avg_pool2d(y, 2, divisor_override=3).mean((2, 3))), "divisor_override"),
+        (_Body(lambda net, y: (F.relu(y, inplace=True) + y).mean((2, 3))), "what its trace says"),
+        (_Body(lambda net, y: net.norm(net.norm(y)).mean((2, 3)), norm=nn.BatchNorm2d(3)), "twice"),
+        (_Body(lambda net, y: torch.flatten(F.adaptive_avg_pool2d(y, 1))), "two images at a time"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "ends in a plain Linear"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), "stops at them"),
     ],
