@@ -5,7 +5,7 @@
 
 Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes
 the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
-with three seeds, and for the shared default also without snapped training, distillation or curriculum (one seed).
+with three seeds, and for the shared default also without the deployed stage, with distillation, without the curriculum (one seed).
 Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again and
 half-finished ones go on.
 """
@@ -60,8 +60,8 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
         if plan == "signs" and seed == 0:
             plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
             found.append(Job(f"{plan}-shared-no-deployed-stage-{seed}", replace(plain, deployed=0.0)))
-            alone = replace(plain.standard, distill=0.0)
-            found.append(Job(f"{plan}-shared-no-distillation-{seed}", replace(plain, standard=alone)))
+            taught = replace(plain.standard, distill=0.5)
+            found.append(Job(f"{plan}-shared-distillation-{seed}", replace(plain, standard=taught)))
             at_once = Curriculum(enabled=False)
             found.append(Job(f"{plan}-shared-no-curriculum-{seed}", replace(plain, curriculum=at_once)))
     return found

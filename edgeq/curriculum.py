@@ -33,21 +33,22 @@ class Curriculum:
         if not 0.0 <= self.alone < 1.0:
             raise InputError(f"expected alone from 0 to below 1 (a fraction of the epochs), got {self.alone}")
 
-    def entries(self, bits: tuple[int, ...], epochs: int) -> dict[int, int]:
+    def entries(self, bits: tuple[int, ...], epochs: int, frozen_from: int | None = None) -> dict[int, int]:
         """Return the epoch at which each width enters.
 
-        Every width enters early enough to train for at least one epoch, and where no width of {32, 8} is there, the
-        highest one starts.
+        Every width enters early enough to train for at least one epoch before BatchNorm freezes at `frozen_from`
+        (else before the end), and where no width of {32, 8} is there, the highest one starts.
         """
+        end = epochs if frozen_from is None else frozen_from
         first = [b for b in bits if b in FIRST] or [max(bits)]
         later = sorted((b for b in bits if b not in first), reverse=True)
         stages = {max(bits): 0.0, **{b: self.alone for b in first if b != max(bits)}}
         stages |= {b: self.alone + self.stage * index for index, b in enumerate(later, start=1)}
         # 1e-9: 0.7 of 10 epochs is the seventh, not the sixth, whatever the binary fractions say
         entries = {b: int(begin * epochs + 1e-9) if self.enabled else 0 for b, begin in stages.items()}
-        return {b: min(entry, max(epochs - 1, 0)) for b, entry in entries.items()}
+        return {b: min(entry, max(end - 1, 0)) for b, entry in entries.items()}
 
-    def active(self, bits: tuple[int, ...], epochs: int, epoch: int) -> tuple[int, ...]:
+    def active(self, bits: tuple[int, ...], epochs: int, epoch: int, frozen_from: int | None = None) -> tuple[int, ...]:
         """Return the widths that train in an epoch, from high to low."""
-        entries = self.entries(bits, epochs)
+        entries = self.entries(bits, epochs, frozen_from)
         return tuple(b for b in sorted(bits, reverse=True) if entries[b] <= epoch)

@@ -218,7 +218,7 @@ class _Trainer:
     def _epoch(
         self, epoch: int, start: int, entered: tuple[int, ...], objective: nn.Module, optimizer: Any
     ) -> Position:
-        active = self.config.curriculum.active(self.net.bits, self.config.epochs, epoch)
+        active = self.config.curriculum.active(self.net.bits, self.config.epochs, epoch, self.frozen_from)
         if epoch == 0 and start == 0 and FLOAT_BITS in active:
             # ranges are read from the float pass, whose statistics must fit the initial weights first
             calib.reestimate(self.net, _images(self.calibration), bits=FLOAT_BITS)
@@ -241,7 +241,7 @@ class _Trainer:
             if not math.isfinite(losses["loss"]):
                 raise Diverged(
                     f"expected a finite loss, got {losses['loss']} at epoch {epoch}, batch {batch}; the last saved "
-                    f"state is kept in {self.out / runs.STATE}: train with a smaller lr than {self.config.lr}"
+                    f"state is kept in {self.out / runs.STATE}: start anew with a smaller lr than {self.config.lr}"
                 )
             self.progress(Progress(epoch, self.config.epochs, batch + 1, len(self.batches), active, losses))
             if batch + 1 == len(self.batches):
@@ -306,7 +306,7 @@ class _Trainer:
         if wrong:
             raise Diverged(
                 f"expected finite parameters, got others in {wrong[0]} at epoch {epoch}; the last saved state "
-                f"is kept in {self.out / runs.STATE}: train with a smaller lr than {self.config.lr}"
+                f"is kept in {self.out / runs.STATE}: start anew with a smaller lr than {self.config.lr}"
             )
 
     @property

@@ -30,6 +30,7 @@ from .engines import ENGINES
 from .graph import AvgPool, Conv, IntegerGraph, Linear, reach
 from .multiplier import requant_is_exact, saturation
 from .sweep import sweep
+from .translation import translated, unpacked
 
 if TYPE_CHECKING:
     from .artefact import Artefact
@@ -101,12 +102,14 @@ def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof
     import onnx
 
     read = onnx.load_from_string(model)
-    swept = sweep(graph, read) if target == "ort" else sweep_cuts(graph, read, target)
+    swept = sweep(graph, read) + unpacked(graph, read) if target == "ort" else sweep_cuts(graph, read, target)
+    swept = translated(graph, read, target) + swept
     proofs: list[Proof] = []
     for node in graph.nodes:
         if isinstance(node, Conv | Linear | AvgPool):
             proofs += _argued(graph, node)
         proofs += [proof for proof in swept if proof.layer == node.name]
+    proofs += [proof for proof in swept if proof.layer == "model"]
     if target == "trt":
         findings = lint(read)
         proofs.append(

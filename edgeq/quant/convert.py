@@ -111,7 +111,9 @@ class _Plan:
         """Return the addition whose grid this layer shares, if any."""
         readers = self.readers[op.name]
         alone = len(readers) == 1 and readers[0].kind == "add" and op.kind in LAYERS
-        return readers[0] if alone and readers[0].inputs.count(op.name) == 1 else None
+        if not alone or readers[0].relu not in (None, INF):  # what ReLU6 cuts from a sum is not cut from its summands
+            return None
+        return readers[0] if readers[0].inputs.count(op.name) == 1 else None
 
     def output(self, op: Op) -> Output | None:
         """Return where an operator's results land, making its grid on first use."""
@@ -120,7 +122,7 @@ class _Plan:
         target = self.tied_to(op) or op
         if target.name not in self.grids:
             self.grids[target.name] = self._grid(target)
-        return Output(self.grids[target.name], signed=self.signed(op.name))
+        return Output(self.grids[target.name], signed=self.signed(op.name), owner=target is op)
 
     def _grid(self, op: Op) -> Grid:
         wide = op.kind == "add" or "wide" in self.wants(op)
@@ -128,6 +130,7 @@ class _Plan:
             self.config.bits,
             signed=self.signed(op.name),
             wide=wide,
+            narrowed="narrow" in self.wants(op),
             learned=self.config.scales == "learned",
             count=int(torch.Size(op.shape).numel()),
             ceiling=None if op.relu in (None, INF) else op.relu,

@@ -25,6 +25,7 @@ class Grid(nn.Module):
         *,
         signed: bool,
         wide: bool,
+        narrowed: bool,
         learned: bool,
         count: int,
         ceiling: float | None = None,
@@ -33,6 +34,7 @@ class Grid(nn.Module):
         self.count = count  # values per sample that share the step
         self.signed = signed
         self.wide = wide
+        self.narrowed = narrowed  # b-bit layers read a narrow copy of this wide edge
         self.learned = learned
         self.ceiling = ceiling
         self.steps = nn.ParameterDict(
@@ -51,8 +53,22 @@ class Grid(nn.Module):
         """Return what one stored code is worth."""
         hi = self.range(bits)[1]
         raw = self.steps[str(bits)]
-        step = lsq_step(raw, self.count, hi) if self.learned else raw.clamp_min(SCALE_FLOOR)
-        return step if self.ceiling is None else step.clamp_max(self.ceiling / hi)
+        step = self._learned(raw, bits, hi) if self.learned else raw.clamp_min(SCALE_FLOOR)
+        if self.ceiling is None:
+            return step
+        return step + (step.clamp_max(self.ceiling / hi) - step).detach()  # a step above the ceiling finds its way back
+
+    def _learned(self, raw: Tensor, bits: int, hi: int) -> Tensor:
+        """Return the step with LSQ's gradient size *for the codes that layers multiply*.
+
+        Where those are the narrow copy, their step is S = s / r with r = hi_b / hi. LSQ moves S by g = 1 / sqrt(N hi_b)
+        times dL/dS = r dL/ds, so s = r S moves by r^2 g dL/ds. (With the stored codes' own g, 2-bit ranges would move
+        hundreds of times faster than LSQ means.)
+        """
+        if not (self.wide and self.narrowed):
+            return lsq_step(raw, self.count, hi)
+        narrow = activation_range(bits, signed=self.signed)[1]
+        return lsq_step(raw, self.count, narrow, ratio=narrow / hi)
 
     @torch.no_grad()
     def set_step(self, bits: int, step: float) -> None:

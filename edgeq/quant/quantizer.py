@@ -50,15 +50,18 @@ def scale_gradient(x: Float[Tensor, "*dims"], factor: float) -> Float[Tensor, "*
     return scaled + (x - scaled).detach()
 
 
-def lsq_step(step: Float[Tensor, "*dims"], count: int, hi: int) -> Float[Tensor, "*dims"]:
+def lsq_step(
+    step: Float[Tensor, "*dims"], count: int, hi: int, *, ratio: float = 1.0
+) -> Float[Tensor, "*dims"]:
     """Return a learned step, kept positive, with LSQ's gradient factor 1 / sqrt(count * hi).
 
     Args:
         step: The parameter.
         count: How many values share the step (per sample, for activations).
         hi: The largest code.
+        ratio: Of this step to the one that LSQ's rule is about, see `Grid`.
     """
-    return scale_gradient(step.abs().clamp_min(SCALE_FLOOR), 1.0 / math.sqrt(max(count, 1) * hi))
+    return scale_gradient(step.abs().clamp_min(SCALE_FLOOR), ratio**2 / math.sqrt(max(count, 1) * hi))
 
 
 def snap(multiplier: Float[Tensor, "*dims"], n: int) -> Float[Tensor, "*dims"]:

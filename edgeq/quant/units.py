@@ -51,9 +51,10 @@ class Output:
     A tied branch takes the step of the sum, so the addition needs no multiplier for it.
     """
 
-    def __init__(self, grid: Grid, *, signed: bool) -> None:
+    def __init__(self, grid: Grid, *, signed: bool, owner: bool) -> None:
         self.grid = grid
         self.signed = signed
+        self.owner = owner  # a tied branch does not say what its addition's range is
 
     def range(self, bits: int) -> tuple[int, int]:
         """Return the smallest and largest code."""
@@ -81,7 +82,7 @@ class AbstractUnit(nn.Module):
         """Round u, in units of step, to the output's codes."""
         assert self.output is not None
         lo, hi = self.output.range(self.width.bits)
-        if self.training and not self.width.deployed and u.requires_grad:
+        if self.output.owner and self.training and not self.width.deployed and u.requires_grad:
             self.output.grid.observe(u.detach(), self.width.bits)
         return Value(quantize(u, lo, hi), step, max(hi, -lo), self.output.grid)
 

@@ -54,7 +54,8 @@ def test_certificate_is_exact_and_counts(artefact: Path) -> None:
     certificate = json.loads((artefact / "certificate.json").read_text())
     assert certificate["exact"] is True and certificate["mismatches"] == 0 and certificate["codes"] > 10_000
     assert certificate["quick"] is True and certificate["first_divergence"] is None
-    assert {proof["claim"] for proof in certificate["proofs"]} == {"inequality", "int32", "requantizer", "table"}
+    claims = {"translation", "weights", "inequality", "int32", "requantizer", "table"}
+    assert {proof["claim"] for proof in certificate["proofs"]} == claims
     engines = [run["engine"] for run in certificate["runs"]]
     assert engines[:2] == ["torch", "onnx.reference"] and len(engines) == 10
     assert all(run["version"] for run in certificate["runs"])

@@ -94,7 +94,7 @@ def test_an_artefact_verifies_and_says_how_to_run_it(graphs, tmp_path: Path) -> 
     certificate = verify(save(graph, path=tmp_path / "art", target="trt"))
     assert certificate.exact and certificate.target == "trt"
     claims = {proof.claim for proof in certificate.proofs}
-    assert claims == {"inequality", "int32", "requantizer", "table", "bias", "lint"}
+    assert claims == {"translation", "inequality", "int32", "requantizer", "table", "bias", "lint"}
     runtime = json.loads((tmp_path / "art" / "manifest.json").read_text())["runtime"]
     assert runtime["run_in_tensorrt"] is False
     assert "--stronglyTyped --noTF32 --minShapes=image:1x3x8x8" in runtime["trtexec"]
@@ -116,10 +116,10 @@ def test_changed_constants_are_found(graphs, layer: str) -> None:
     graph = graphs.resnet(4, width=4, blocks=1, size=8)
     scaled = changed(build(graph, "trt"), layer, 1, lambda scale: scale * np.float32(1 - 1e-4))
     failed = {(p.layer, p.claim) for p in prove(graph, scaled, "trt") if not p.exact}
-    assert failed == {(layer, "requantizer"), (layer, "bias")}
+    assert failed == {(layer, "translation"), (layer, "requantizer"), (layer, "bias")}
     shifted = changed(build(graph, "trt"), layer, 2, lambda bias: bias + np.float32(2.0**-17))
     certificate = certify(graph, shifted, target="trt", quick=True)
-    assert [(p.layer, p.claim) for p in certificate.proofs if not p.exact] == [(layer, "bias")]
+    assert [(p.layer, p.claim) for p in certificate.proofs if not p.exact] == [(layer, "translation"), (layer, "bias")]
 
 
 def test_a_bias_that_float32_cannot_hold_is_found(graphs) -> None:
