@@ -5,7 +5,8 @@
 
 Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes
 the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
-with three seeds, and for the shared default also without the deployed stage, with distillation, without the curriculum (one seed).
+with three seeds, and for the shared default also without the deployed stage, with distillation and without the
+curriculum (one seed).
 Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again and
 half-finished ones go on.
 """

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,30 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         raise InputError(
             f"expected to write {path}, got '{reason}'; free space there or choose another place"
         ) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends, or vanishes when it fails.
+
+    `path` must be free or an empty folder.
+
+    Raises:
+        InputError: The place cannot be written.
+    """
+    path = Path(path).absolute()
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.replace(temporary, path)  # over an empty folder too
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"expected to write {path}, got '{reason}'; choose another place") from error
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

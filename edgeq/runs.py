@@ -76,6 +76,8 @@ def write_info(folder: Path, info: RunInfo) -> None:
 
 def read_info(folder: Path) -> RunInfo:
     """Read config.json, or say what is wrong with the folder."""
+    if folder.is_file():
+        raise InputError(f"expected a run folder, got the file {folder}; name the folder that holds it")
     if not folder.is_dir():
         raise InputError(f"expected a run folder, got {folder}, which is not there; train one with edgeq train --out")
     body = read_json(folder / CONFIG)

@@ -106,8 +106,8 @@ class Certificate:
 
     @property
     def exact(self) -> bool:
-        """Whether every proof holds and every run agrees."""
-        return all(proof.exact for proof in self.proofs) and all(run.exact for run in self.runs)
+        """Whether every proof holds, some engine ran, and every run agrees."""
+        return bool(self.codes) and all(proof.exact for proof in self.proofs) and all(run.exact for run in self.runs)
 
     @property
     def codes(self) -> int:
@@ -127,12 +127,13 @@ class Certificate:
         return (runs + proofs + [None])[0]
 
     def failures(self) -> tuple[str, ...]:
-        """Return one line per failed proof or run."""
-        lines = [f"layer {p.layer!r}: {p.claim} fails: {p.detail}" for p in self.proofs if not p.exact]
+        """Return one line per engine that did not run, failed proof and run that differs."""
+        lines = [f"{run.engine}: did not run: {run.error}" for run in self.runs if run.error]
+        if not lines and not self.codes:
+            lines.append("no engine ran, so nothing was compared")
+        lines += [f"layer {p.layer!r}: {p.claim} fails: {p.detail}" for p in self.proofs if not p.exact]
         for run in self.runs:
-            if run.error:
-                lines.append(f"{run.engine}: did not run: {run.error}")
-            elif run.first:
+            if run.first:
                 lines.append(
                     f"{run.engine}: {run.mismatches} of {run.codes} codes differ, first at layer {run.first.layer!r} "
                     f"({run.first.codes} codes, by up to {run.first.largest})"

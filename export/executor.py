@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgeq.errors import InputError
+from edgeq.quant.exact import full_float32
 
 from .graph import (
     INPUT,
@@ -114,18 +115,9 @@ class TorchExecutor:
 @contextmanager
 def _exact_arithmetic(device: torch.device) -> Iterator[None]:
     """Switch off what may round or transform float32 products; the caller's settings come back afterwards."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):
-        if device.type != "cuda":
-            yield  # a CPU's bfloat16 products would still be exact: codes have 8 significant bits
-            return
-        matmul = torch.backends.cuda.matmul
-        setting, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-        before = getattr(matmul, setting)
-        setattr(matmul, setting, exact)
-        try:
-            yield
-        finally:
-            setattr(matmul, setting, before)
+    plain = torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False)
+    with torch.no_grad(), plain[0], plain[1], full_float32(device):
+        yield  # a CPU's bfloat16 products would still be exact: codes have 8 significant bits
 
 
 def _compile(node: Node, edges: list[Edge], device: torch.device) -> Step:

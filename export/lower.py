@@ -28,7 +28,7 @@ from edgeq.quant.units import (
 from edgeq.quant.weighted import ConvUnit, LinearUnit
 
 from .graph import INPUT, Add, AvgPool, Concat, Conv, Edge, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale, reach
-from .multiplier import Requant, shift_for
+from .multiplier import FLOAT32_EXACT, Requant, shift_for
 
 INT32_MAX = 2**31 - 1
 
@@ -157,6 +157,11 @@ class _Lowering:
         ma, mb, n = unit.multipliers(a.step, b.step)
         lo, hi = unit.output.range(self._bits)
         m_a, m_b = (round(float(m) * 2**n) for m in (ma, mb))
+        if max(m_a, m_b) >= FLOAT32_EXACT:
+            raise InputError(
+                f"expected operands of the addition {name!r} on steps like its own, got factors {float(ma):.3g} and "
+                f"{float(mb):.3g}; calibrate the network again"
+            )
         return Add(name, self.edge_of[inputs[0]], self.edge_of[inputs[1]], m_a, m_b, n, lo, hi)
 
     def _align(self, node: Concat, unit: AbstractUnit, inputs: tuple[str, ...]) -> Concat:

@@ -192,6 +192,21 @@ def test_damaged_tensors_are_an_input_error_at_every_length(tmp_path: Path) -> N
             files.load_tensors(path)
 
 
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="stop"), files.new_folder(place) as folder:
+        files.write_text(folder / "a", "a")
+        raise RuntimeError("stop")
+    assert not list(tmp_path.iterdir())
+    with files.new_folder(place) as folder:
+        files.write_text(folder / "a", "a")
+        assert not place.exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"] and (place / "a").read_text() == "a"
+    with pytest.raises(InputError, match=r"expected to write .*run"), files.new_folder(place):
+        pass
+    assert (place / "a").read_text() == "a"
+
+
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     data = os.urandom(100_000)
     (tmp_path / "file").write_bytes(data)

@@ -397,6 +397,12 @@ def test_widths_enter_from_high_to_low(bits: tuple[int, ...], epochs: int, expec
     assert Curriculum(enabled=False).active(bits, epochs, 0) == bits
 
 
+def test_no_width_enters_after_batchnorm_froze() -> None:
+    curriculum = Curriculum(stage=0.4)
+    assert curriculum.active((32, 8, 5, 4, 2), 10, 8, frozen_from=9) == (32, 8, 5, 4, 2)
+    assert curriculum.active((32, 8, 5, 4, 2), 10, 7, frozen_from=9) == (32, 8, 5)
+
+
 def test_learning_rates() -> None:
     assert learning_rate("cosine", 0.05, warmup=0.1) == pytest.approx(0.5)
     assert learning_rate("cosine", 1.0, warmup=0.1) == pytest.approx(0.0)

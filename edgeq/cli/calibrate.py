@@ -53,7 +53,7 @@ class Calibrate(AbstractCommand):
         with talk.busy("loading torch"):
             from edgeq import calib, runs
             from edgeq.cli.measure import record_accuracies
-            from edgeq.files import write_json
+            from edgeq.files import new_folder, write_json
         _check_new(self.out)
         info, net, dataset = self._from_run() if self.folder is not None else self._from_weights()
         images = _some(dataset, self.images)
@@ -62,9 +62,10 @@ class Calibrate(AbstractCommand):
             report = calib.calibrate(
                 net, images, method=calib.method(self.method), bits=widths, sequential=self.sequential
             )
-        runs.write_info(self.out, info)
-        runs.save_weights(self.out, net)
-        write_json(self.out / runs.RESULTS / "calibrate.json", report.to_dict())
+        with new_folder(self.out) as folder:
+            runs.write_info(folder, info)
+            runs.save_weights(folder, net)
+            write_json(folder / runs.RESULTS / "calibrate.json", report.to_dict())
         results = record_accuracies(talk, self.out, net, dataset)
         choices = {"method": report.method, "images": report.images, "sequential": report.sequential}
         return {"run": str(self.out), **choices, "bits": list(widths), "results": results}

@@ -22,7 +22,7 @@ class Train(AbstractCommand):
         data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH or imagenet:PATH.
         model: resnet8, resnet20, resnet32, resnet56, vgg16_bn, mobilenet_v2, torchvision/NAME or
             package.module:factory.
-        defense: The objective; 'standard' is ordinary training with distillation between widths.
+        defense: The objective; 'standard' is ordinary training.
         bits: Widths, 2 to 8 and 32 for float.
         epochs: Passes over the training images.
         resume: Go on with an unfinished run in --out; give the same options as before.
@@ -34,7 +34,7 @@ class Train(AbstractCommand):
         curriculum: Let the low widths enter one by one; --no-curriculum trains all of them from the first epoch.
         stage: Fraction of the epochs between two entries of the curriculum.
         alone: Fraction of the epochs, at the beginning, in which the highest width trains alone.
-        distill: Weight of the distillation from the next higher width.
+        distill: Weight of the distillation from the next higher width; it costs accuracy in short trainings.
         label_smoothing: Of the cross-entropy.
         batchnorm: One BatchNorm per width, or one shared by all.
         scales: Learned step sizes, or those of an observer.
@@ -64,7 +64,7 @@ class Train(AbstractCommand):
     curriculum: bool = True
     stage: float = 0.1
     alone: float = 0.0
-    distill: float = 0.5
+    distill: float = 0.0
     label_smoothing: float = 0.0
     batchnorm: Literal["per-bit", "shared"] = "per-bit"
     scales: Literal["learned", "observer"] = "learned"

@@ -7,7 +7,8 @@ convolution is an unfold and a float32 product with TF32 switched off.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ def exact_linear(x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"], *, reach
 
     def product(part: Tensor, kernel: Tensor) -> Tensor:
         if part.is_cuda:
-            with _no_tf32():
+            with full_float32(part.device):
                 return F.linear(part, kernel)
         return F.linear(part, kernel)
 
@@ -90,16 +91,21 @@ def _unfolded_conv(
     ow = (x.shape[3] + 2 * padding[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
     columns = F.unfold(x, (kh, kw), dilation, padding, stride).reshape(n, groups, per_group * kh * kw, oh * ow)
     kernels = weight.reshape(groups, out // groups, per_group * kh * kw)
-    with _no_tf32():
+    with full_float32(x.device):
         return (kernels @ columns).reshape(n, out, oh, ow)
 
 
-class _no_tf32:
-    """Float32 products without TF32 inside the block; the caller's setting comes back afterwards."""
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self.before
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Multiply float32 matrices without TF32 inside the block; the caller's setting comes back afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    setting, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, setting)
+    setattr(matmul, setting, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, setting, before)

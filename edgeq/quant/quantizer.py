@@ -50,9 +50,7 @@ def scale_gradient(x: Float[Tensor, "*dims"], factor: float) -> Float[Tensor, "*
     return scaled + (x - scaled).detach()
 
 
-def lsq_step(
-    step: Float[Tensor, "*dims"], count: int, hi: int, *, ratio: float = 1.0
-) -> Float[Tensor, "*dims"]:
+def lsq_step(step: Float[Tensor, "*dims"], count: int, hi: int, *, ratio: float = 1.0) -> Float[Tensor, "*dims"]:
     """Return a learned step, kept positive, with LSQ's gradient factor 1 / sqrt(count * hi).
 
     Args:

@@ -83,6 +83,7 @@ def _read(graph: fx.GraphModule) -> list[Op]:
     names: dict[fx.Node, str] = {}
     ops: list[Op] = []
     used: dict[str, str] = {}
+    owners: dict[int, str] = {}
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             if names:
@@ -106,11 +107,23 @@ def _read(graph: fx.GraphModule) -> list[Op]:
                     f"expected each layer to be used once, got {node.target!r} twice; give each use a layer"
                 )
             used[str(node.target)] = op.name
+            _check_untied(op, str(node.target), owners)
             ops.append(op)
             if not op.args.get("keepdim", True):  # a mean that drops the plane: our averages keep it as 1x1
                 ops.append(Op(_free(op.name + "_flat", names), "flatten", (op.name,), op.shape))
             names[node] = ops[-1].name
     return ops
+
+
+def _check_untied(op: Op, path: str, owners: dict[int, str]) -> None:
+    """Refuse a weight that two layers share: each layer gets its own copy here, and training would part them."""
+    for parameter in op.module.parameters() if op.module is not None else ():
+        if id(parameter) in owners:
+            raise InputError(
+                f"expected layers with weights of their own, got {owners[id(parameter)]!r} and {path!r} with one "
+                "between them; give each its own"
+            )
+        owners[id(parameter)] = path
 
 
 def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, str]) -> Op | None:

@@ -320,6 +320,13 @@ def test_what_cannot_be_converted_is_named(model: nn.Module, says: str) -> None:
         multibit(model)
 
 
+def test_a_weight_that_two_layers_share_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Flatten(), nn.Linear(3 * 28 * 28, 10))
+    model[1].weight = model[0].weight
+    with pytest.raises(InputError, match="got '0' and '1' with one between them"):
+        multibit(model)
+
+
 def test_trace_attaches_norm_and_relu() -> None:
     ops = {op.name: op for op in trace(build("resnet8", classes=10), (3, 32, 32))}
     assert ops["conv"].norm is not None
