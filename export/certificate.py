@@ -21,7 +21,7 @@ class Proof:
     Attributes:
         layer: Node of the integer graph.
         claim: What is shown: `inequality`, `int32`, `requantizer`, `table`, `translation`,
-            `weights`, `bias` or `lint`.
+            `weights`, `bias`, `sums` or `lint`.
         cases: Channels, accumulators or codes tried.
         exact: Whether it holds.
         detail: What failed and where; empty where it holds.

@@ -1,13 +1,14 @@
 """What `sweep.py` does, for models that have no quantized operators: the model itself, cut open.
 
-In the `proof` and `trt` dialects a layer is a chain of operators from its accumulators (`LAYER:acc`) to its edge. The
-chain is cut out of the model, with the model's own constants, and fed with accumulators beside every threshold of
-every channel; Add and Rescale are fed with all their codes.
+In the `proof`, `trt` and `qonnx` dialects a layer is a chain of operators from its accumulators (`LAYER:acc`) to its
+edge. The chain is cut out of the model, with the model's own constants, and fed with accumulators beside every
+threshold of every channel; Add and Rescale are fed with all their codes.
 
 In `trt` the accumulators are float32 and already multiplied: `acc * scale`, rounded once, with the scale of the model's
 weights. That a convolution arrives at them is a matter of its sums: `bias` shows that the float bias is the integer
 one, `inequality` (in `verify.py`) that the sum is exact, and `ordered` names the layers where only the whole sum, not
-each partial one, is bound to be.
+each partial one, is bound to be. In `qonnx` they are the accumulators themselves, in float32: `sums` shows that the
+model's weights and biases keep every partial sum below 2^24.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ Weighted = Conv | Linear | AvgPool
 
 
 def sweep_cuts(graph: IntegerGraph, model: "onnx.ModelProto", target: str) -> list[Proof]:
-    """Return one proof per requantizing node, adder and rescaling, and for `trt` per float bias and for the logits."""
+    """Return one proof per requantizing node, adder and rescaling, and per layer for what is float in its model."""
     found, observed = Model(model), dialect(target).observe(graph)
     proofs = []
     for node in graph.nodes:
@@ -43,8 +44,10 @@ def sweep_cuts(graph: IntegerGraph, model: "onnx.ModelProto", target: str) -> li
         elif isinstance(node, Weighted):
             if target == "trt" and isinstance(node, Conv | Linear):
                 proofs += _float_layer(graph, node, found)
+            if target == "qonnx":
+                proofs.append(_sums(graph, node, found))
             if node.requant is not None:
-                feed = _scaled(found) if target == "trt" else _plain
+                feed = {"trt": _scaled(found), "qonnx": _whole(graph)}.get(target, _plain)
                 proofs.append(_requantizer(graph, node, model, feed, zero))
     return proofs
 
@@ -93,11 +96,23 @@ def extract(model: "onnx.ModelProto", feeds: dict[str, np.ndarray], output: str)
     graph = helper.make_graph(
         nodes, "cut", inputs, [onnx.ValueInfoProto(name=output)], [constants[k] for k in sorted(used)]
     )
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    return helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+    )
 
 
 def _plain(node: Weighted, acc: np.ndarray) -> np.ndarray:
     return acc.astype(np.int32)
+
+
+def _whole(graph: IntegerGraph) -> Feed:
+    """Return what the tensor LAYER:acc of the `qonnx` dialect holds: int32 only where float32 is too short."""
+
+    def feed(node: Weighted, acc: np.ndarray) -> np.ndarray:
+        small = isinstance(node, AvgPool) or reach(node, graph.edges[node.input]).max() <= FLOAT32_EXACT
+        return acc.astype(np.float32 if small else np.int32)
+
+    return feed
 
 
 def _scaled(model: Model) -> Feed:
@@ -145,7 +160,7 @@ def _table(
     else:
         grid = [axis.reshape(1, -1) for axis in np.meshgrid(*codes, indexing="ij")]
     dtype = dialect(target).dtype
-    tensors = [codes_of(name) if target == "trt" else name for name in node.inputs]
+    tensors = [name if target == "proof" else codes_of(name) for name in node.inputs]
     feeds = {
         tensor: (value + zeros[name]).astype(dtype)
         for tensor, name, value in zip(tensors, node.inputs, grid, strict=True)
@@ -165,6 +180,37 @@ def _table(
 def _run(model: "onnx.ModelProto", feeds: dict[str, np.ndarray], output: str) -> np.ndarray | None:
     part = extract(model, feeds, output)
     return None if part is None else np.asarray(session(part.SerializeToString()).run([output], feeds)[0])
+
+
+def _sums(graph: IntegerGraph, node: Weighted, model: Model) -> Proof:
+    """Show that no float32 sum of a layer, in any order, passes 2^24 in the model."""
+    edge = graph.edges[node.inputs[0]]
+    if isinstance(node, AvgPool):
+        bounds = [edge.reach * int(np.prod(node.kernel or edge.shape[1:]))]
+    else:
+        products = [name for name in (f"{node.name}:acc", f"{node.name}:acc:0") if _is_product(model, name)]
+        while _is_product(model, f"{node.name}:acc:{len(products)}") and f"{node.name}:acc" not in products:
+            products.append(f"{node.name}:acc:{len(products)}")
+        bounds = [_float_reach(model, name, edge.reach) for name in products]
+        operator = model.producer.get(f"{node.name}:acc")
+        if operator is not None and f"{node.name}:bias" in operator.input and bounds:
+            bounds[0] += int(np.abs(model.array(model.producer[f"{node.name}:bias"].input[0])).max())
+    if not bounds:
+        return Proof(node.name, "sums", 0, False, "the model has no operator for it")
+    fits = max(bounds) <= FLOAT32_EXACT
+    detail = "" if fits else f"sums of up to {max(bounds)} do not fit into float32"
+    return Proof(node.name, "sums", len(bounds), fits, detail)
+
+
+def _is_product(model: Model, tensor: str) -> bool:
+    return tensor in model.producer and model.producer[tensor].op_type in ("Conv", "MatMul")
+
+
+def _float_reach(model: Model, tensor: str, codes: int) -> int:
+    operator = model.producer[tensor]
+    weight = np.abs(model.array(model.producer[operator.input[1]].input[0]).astype(np.float64))
+    sums = weight.sum(0) if operator.op_type == "MatMul" else weight.reshape(len(weight), -1).sum(1)
+    return codes * int(sums.max())
 
 
 def _float_layer(graph: IntegerGraph, node: Conv | Linear, model: Model) -> list[Proof]:

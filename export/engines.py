@@ -1,7 +1,8 @@
 """The executors that a verification compares, behind one function each: images -> codes of every edge.
 
 ONNX Runtime runs at its four optimisation levels, on one thread, twice each: a copy of the model that gives out every
-edge, and the model as it is, because extra outputs change what is fused.
+edge, and the model as it is, because extra outputs change what is fused. Models of the `qonnx` dialect run without
+optimisation only, for it may fold their multipliers into the weights.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 Codes = dict[str, np.ndarray]
 LEVELS = ("disabled", "basic", "extended", "all")
+QONNX_IMAGES = 4  # it makes a session of ONNX Runtime for every operator
 ENGINES = ("torch", "onnx.reference", "onnxruntime")  # those that are always there
-OPTIONAL = ("openvino", "tensorrt")
+OPTIONAL = ("openvino", "tensorrt", "qonnx")
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ def engine_makers(
     if "onnx.reference" in names and slow_images:
         makers.append(("onnx.reference", lambda: _onnx_reference(view, model, slow_images)))
     if "onnxruntime" in names:
-        for level in LEVELS:
+        for level in LEVELS[:1] if target == "qonnx" else LEVELS:
             for every in (True, False):
                 label = f"onnxruntime:{level}:{'edges' if every else 'logits'}"
                 makers.append((label, lambda at=level, every=every, label=label: _ort(view, model, at, every, label)))
     if "openvino" in names:
         makers.append(("openvino", lambda: _openvino(view, model)))
+    if "qonnx" in names:
+        makers.append(("qonnx", lambda: _qonnx(view, model)))
     if "tensorrt" in names:
         for every in (True, False):
             label = f"tensorrt:{'edges' if every else 'logits'}"
@@ -102,7 +106,7 @@ class View:
 
     graph: IntegerGraph
     observed: dict[str, tuple[str, int]]
-    dtype: type[np.integer]
+    dtype: type[np.integer] | type[np.floating]
 
     def tensors(self, edges: list[str]) -> list[str]:
         """Return the names of the tensors."""
@@ -184,6 +188,20 @@ def _tensorrt(view: View, model: bytes, every: bool, label: str) -> Engine:
         return view.decoded(edges, [results[tensor] for tensor in view.tensors(edges)])
 
     return Engine(label, version, run)
+
+
+def _qonnx(view: View, model: bytes) -> Engine:
+    """The qonnx package's own execution of models of the `qonnx` dialect, operator by operator."""
+    require("qonnx", "qonnx")
+    from .qonnx_engine import execute, version
+
+    edges = list(view.observed)
+
+    def run(images: np.ndarray) -> Codes:
+        tensors = execute(model, images)
+        return view.decoded(edges, [tensors[tensor] for tensor in view.tensors(edges)])
+
+    return Engine("qonnx", version(), run, QONNX_IMAGES)
 
 
 def _torch(graph: IntegerGraph) -> Engine:

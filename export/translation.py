@@ -62,6 +62,8 @@ def _parts(model: "onnx.ModelProto") -> dict[str, bytes]:
     """
     constants = {value.name: value.SerializeToString(deterministic=True) for value in model.graph.initializer}
     parts = {"model:inputs": b"".join(v.SerializeToString(deterministic=True) for v in model.graph.input)}
+    for function in model.functions:
+        parts[f"model:function {function.name}"] = function.SerializeToString(deterministic=True)
     parts["model:outputs"] = b"".join(v.SerializeToString(deterministic=True) for v in model.graph.output)
     for node in model.graph.node:
         read = b"".join(constants.get(name, b"") for name in node.input)

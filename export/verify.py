@@ -8,6 +8,7 @@ For every input, by exhaustion, in the engine itself (`sweep.py`, `cuts.py`):
     requantizer  accumulators beside every threshold of every channel, with the model's own scales
     table        all codes of each Rescale, all pairs of codes of each Add
     bias         every float bias of the `trt` dialect is the integer one
+    sums         no float32 sum of the `qonnx` dialect passes 2^24
     lint         the `trt` dialect keeps TensorRT's rules (`dialects/trt_lint.py`)
 On random, extreme and given images: every edge of every engine against the interpreter, code by code (`engines.py`).
 """

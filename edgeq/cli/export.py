@@ -24,8 +24,8 @@ class Export(AbstractCommand):
         folder: A run folder.
         out: Artefact folder to make; with several widths OUT-b8, OUT-b4 and so on.
         bits: Widths below 32.
-        target: The dialect of the model: packed ONNX for ONNX Runtime, integers alone for auditors and compilers, or
-            signed Q/DQ for TensorRT.
+        target: The dialect of the model: packed ONNX for ONNX Runtime, integers alone for auditors and compilers,
+            signed Q/DQ for TensorRT, or Quant operators of any width for the qonnx package and FINN.
     """
 
     folder: Positional[Annotated[Path, arg(metavar="RUN")]]

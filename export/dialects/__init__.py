@@ -9,7 +9,7 @@ import numpy as np
 from edgeq.errors import InputError
 
 from ..graph import IntegerGraph
-from . import ort, proof, trt
+from . import ort, proof, qonnx, trt
 
 if TYPE_CHECKING:
     import onnx
@@ -29,7 +29,7 @@ class Dialect:
 
     build: "Callable[[IntegerGraph], onnx.ModelProto]"
     observe: Callable[[IntegerGraph], dict[str, tuple[str, int]]]
-    dtype: type[np.integer]
+    dtype: type[np.integer] | type[np.floating]
     about: Callable[[IntegerGraph], dict[str, object]]
 
 
@@ -37,6 +37,7 @@ DIALECTS: dict[str, Dialect] = {
     "ort": Dialect(ort.build, ort.observe, np.uint8, ort.about),
     "proof": Dialect(proof.build, proof.observe, np.uint8, proof.about),
     "trt": Dialect(trt.build, trt.observe, np.int8, trt.about),
+    "qonnx": Dialect(qonnx.build, qonnx.observe, np.float32, qonnx.about),
 }
 TARGETS: tuple[str, ...] = tuple(DIALECTS)
 

@@ -226,7 +226,7 @@ def test_needs_vnni_names_layers_of_large_products(graphs) -> None:
 
 def test_other_engines_are_refused(artefact: Path) -> None:
     with pytest.raises(
-        InputError, match=r"expected engines of torch, onnx\.reference, onnxruntime, openvino, tensorrt, got 'tvm'"
+        InputError, match=r"expected engines of torch, onnx\.reference, onnxruntime, openvino, .*, got 'tvm'"
     ):
         verify(artefact, engines=("tvm",))
 
