@@ -20,7 +20,9 @@ def test_a_bare_path_gets_a_hint(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-@pytest.mark.parametrize("options", ["train=0", "train=-1", "train=x", "val=3", "train", "train=1,train=2", "train=1,", "test=99999999999"])
+@pytest.mark.parametrize(
+    "options", ["train=0", "train=-1", "train=x", "val=3", "train", "train=1,train=2", "train=1,", "test=99999999999"]
+)
 def test_wrong_counts_of_signs_are_refused(options: str) -> None:
     with pytest.raises(InputError, match="expected signs:train=N,test=N"):
         load(f"signs:{options}")
