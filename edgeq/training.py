@@ -9,99 +9,34 @@ short, integers throughout. It recovers what folding and snapping cost.
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
-from edgeq import calib, runs
+from edgeq import calib, launch, runs
 from edgeq.average import Average
-from edgeq.curriculum import Curriculum
+from edgeq.config import TrainConfig as TrainConfig
+from edgeq.config import plain
 from edgeq.data import Augment, Dataset, Split, TrainBatches, holdout, load
 from edgeq.data.seeds import generator
-from edgeq.defenses import DEFENSES, Standard, StandardObjective
+from edgeq.defenses import DEFENSES, Setting
+from edgeq.defenses.base import Key
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.optimizer import learning_rate, make_optimizer
 from edgeq.quant.bits import FLOAT_BITS
-from edgeq.quant.network import MultiBitNet, QuantConfig
+from edgeq.quant.network import MultiBitNet
 from edgeq.state import Position, clear_state, load_state, save_state
 
 CALIBRATION_IMAGES = 512
-SMALLEST = 4  # images: two to calibrate with, two for a batch
 MONITOR_IMAGES = 1000  # per epoch, of the test split; the final figures use all of it
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All choices of a training run.
-
-    Attributes:
-        data: Data specification, see `edgeq.data.load`.
-        model: Network, see `edgeq.models.build`.
-        defense: Objective.
-        quant: Widths, BatchNorm, scales.
-        epochs: Passes over the training images.
-        batch_size: Over all processes.
-        lr: Peak learning rate.
-        schedule: "cosine" with a short warm-up, or "step" (divided by 10 at 50 % and 75 %, as in the paper).
-        weight_decay: Of the weights; steps and BatchNorm have none.
-        deployed: Fraction of the epochs, at the end, that train in the deployed arithmetic; 0 turns it off.
-        curriculum: When the widths enter.
-        standard: Choices of the standard objective.
-        crop: Padding of the random crop in pixels.
-        cutout: Side of the square that is blanked, in pixels; 0 for none.
-        ema: Decay of an averaged copy that replaces the weights at the end; 0 for none.
-        seed: Decides initial weights, order, augmentation.
-        precision: "32" or "bf16".
-        device: "auto", "cpu" or "cuda".
-        save_every: Seconds between saves within an epoch.
-    """
-
-    data: str = "signs"
-    model: str = "resnet8"
-    defense: str = "standard"
-    quant: QuantConfig = field(default_factory=QuantConfig)
-    epochs: int = 20
-    batch_size: int = 128
-    lr: float = 0.1
-    schedule: Literal["cosine", "step"] = "cosine"
-    weight_decay: float = 5e-4
-    deployed: float = 0.1
-    curriculum: Curriculum = field(default_factory=Curriculum)
-    standard: Standard = field(default_factory=Standard)
-    crop: int = 4
-    cutout: int = 0
-    ema: float = 0.0
-    seed: int = 0
-    precision: Literal["32", "bf16"] = "32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    save_every: float = 60.0
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without data."""
-        if self.defense not in DEFENSES:
-            raise InputError(f"expected a defence out of {', '.join(DEFENSES)}, got {self.defense!r}")
-        if self.epochs < 1 or self.batch_size < 2:
-            raise InputError(f"expected at least 1 epoch and batches of 2, got {self.epochs} and {self.batch_size}")
-        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"expected lr > 0 and weight_decay >= 0, got {self.lr} and {self.weight_decay}")
-        if not 0 <= self.save_every < math.inf:
-            raise InputError(f"expected save_every in seconds, 0 or more, got {self.save_every}; 60 are usual")
-        if not 0.0 <= self.deployed < 1.0 or not 0.0 <= self.ema < 1.0:
-            raise InputError(f"expected deployed and ema from 0 to below 1, got {self.deployed} and {self.ema}")
-        if self.schedule not in ("cosine", "step"):
-            raise InputError(f"expected schedule cosine or step, got {self.schedule!r}")
-        if self.precision not in ("32", "bf16"):
-            raise InputError(f"expected precision 32 or bf16, got {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -145,8 +80,8 @@ def train(
         dataset: Use this data instead of loading `config.data`.
     """
     out = Path(out)
-    _check_folder(out, config, resume)
-    fabric = _fabric(config)
+    launch.check_folder(out, config, resume)
+    fabric = launch.fabric(config)
     dataset = load(config.data, seed=0) if dataset is None else dataset
     trainer = _Trainer(config, out, fabric, dataset, progress or (lambda _: None), stop or (lambda: False))
     with torch.random.fork_rng(devices=[]):  # the caller's random state is not ours to move
@@ -167,9 +102,9 @@ class _Trainer:
     ) -> None:
         self.config, self.out, self.fabric, self.progress, self.stop = config, out, fabric, progress, stop
         self.main = fabric.global_rank == 0
-        _check_dataset(dataset)
-        image_shape = _image_shape(dataset)
-        self.info = runs.RunInfo(config.model, config.data, config.quant, dataset.classes, image_shape, _plain(config))
+        launch.check_dataset(dataset)
+        image_shape = launch.image_shape(dataset)
+        self.info = runs.RunInfo(config.model, config.data, config.quant, dataset.classes, image_shape, plain(config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = runs.new_network(self.info)
@@ -180,6 +115,7 @@ class _Trainer:
         self.monitor = (
             holdout(dataset.test, MONITOR_IMAGES, seed=0)[0] if len(dataset.test) > MONITOR_IMAGES else dataset.test
         )
+        self.rest = rest
         self.batches = TrainBatches(
             rest,
             batch_size=min(config.batch_size, len(rest)),
@@ -192,6 +128,8 @@ class _Trainer:
         self.frozen_from = config.epochs - round(config.deployed * config.epochs)
         self.optimizer = make_optimizer(self.net, lr=config.lr, weight_decay=config.weight_decay)
         self.average = Average(self.net, config.ema) if config.ema else None
+        self.objective = DEFENSES[config.defense](self.net, config)
+        self.objective.check(self.info)
 
     def run(self, resume: bool) -> MultiBitNet:
         """Train to the end."""
@@ -200,8 +138,7 @@ class _Trainer:
             position = load_state(self.out / runs.STATE, self.net, self.optimizer, self._averages) or position
         if self.main:
             runs.write_info(self.out, self.info)
-        objective = StandardObjective(self.net, self.config.standard)
-        wrapped = self.fabric.setup_module(objective)
+        wrapped = self.fabric.setup_module(self.objective)
         optimizer = self.fabric.setup_optimizers(self.optimizer)
         for epoch in range(position.epoch, self.config.epochs):
             started = position.batch if epoch == position.epoch else 0
@@ -221,12 +158,13 @@ class _Trainer:
         active = self.config.curriculum.active(self.net.bits, self.config.epochs, epoch, self.frozen_from)
         if epoch == 0 and start == 0 and FLOAT_BITS in active:
             # ranges are read from the float pass, whose statistics must fit the initial weights first
-            calib.reestimate(self.net, _images(self.calibration), bits=FLOAT_BITS)
+            calib.reestimate(self.net, launch.decoded(self.calibration), bits=FLOAT_BITS)
         for bits in active:
             if bits not in entered and bits != FLOAT_BITS:
-                calib.init_width(self.net, bits, _images(self.calibration))
+                calib.init_width(self.net, bits, launch.decoded(self.calibration))
                 if self.average is not None:
                     self.average.adopt(self.net, bits)
+        self.objective.prepare(self._setting(epoch))
         self.net.train()
         self.net.width.deployed = epoch >= self.frozen_from
         saved = time.monotonic()
@@ -234,7 +172,7 @@ class _Trainer:
         for batch, (images, labels) in enumerate(self.batches.epoch(epoch, start), start=start):
             self._set_rate(epoch + batch / len(self.batches))
             self._seed(epoch, batch)
-            losses = self._step(objective, optimizer, images, labels, active)
+            losses = self._step(objective, optimizer, (images, labels, active, self._key(epoch, batch)))
             if self.average is not None:
                 self.average.update(self.net, epoch * len(self.batches) + batch)
             here = Position(epoch, batch + 1, active)
@@ -258,21 +196,40 @@ class _Trainer:
             raise Interrupted
         return here
 
-    def _step(
-        self, objective: nn.Module, optimizer: Any, images: torch.Tensor, labels: torch.Tensor, active: tuple[int, ...]
-    ) -> dict[str, float]:
+    def _step(self, objective: nn.Module, optimizer: Any, batch: tuple[Any, ...]) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
-        losses = objective(images, labels, active)
+        losses = objective(*batch)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if math.isfinite(values["loss"]):
             self.fabric.backward(losses["loss"])
             optimizer.step()
         return values
 
+    def _key(self, epoch: int, batch: int) -> Key:
+        return self.config.seed, epoch, batch, self.fabric.global_rank
+
     def _seed(self, epoch: int, batch: int) -> None:
         """Make what is random inside the network (dropout) a function of the place in the run, like the images."""
-        key = generator("network", self.config.seed, epoch, batch, self.fabric.global_rank)
-        torch.manual_seed(key.initial_seed())
+        torch.manual_seed(generator("network", *self._key(epoch, batch)).initial_seed())
+
+    def _setting(self, epoch: int) -> Setting:
+        return Setting(
+            epoch,
+            self.config.epochs,
+            self.out,
+            self._some_images,
+            main=self.main,
+            wait=lambda: self.fabric.barrier(),
+            interrupt=self._interrupt,
+        )
+
+    def _some_images(self, count: int) -> Split:
+        part = self.rest if count >= len(self.rest) else holdout(self.rest, count, seed=1)[0]
+        return Split(launch.decoded(part).to(self.fabric.device), part.labels.to(self.fabric.device))
+
+    def _interrupt(self) -> None:
+        if self.fabric.world_size == 1 and self.stop():  # several processes stop together, after a batch
+            raise Interrupted
 
     def _agreed(self, *wishes: bool) -> tuple[bool, ...]:
         """Return for each wish whether any process has it: clocks and signals differ, collectives must not."""
@@ -318,81 +275,3 @@ class _Trainer:
         if self.main:
             save_state(self.out / runs.STATE, self.net, self.optimizer, self._averages, position)
         self.fabric.barrier()
-
-
-def stop_on_signals() -> Callable[[], bool]:
-    """Return a `stop` function that turns true at the first Ctrl-C or SIGTERM; for the command line."""
-    caught: list[int] = []
-
-    def handler(number: int, _frame: object) -> None:
-        caught.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-    return lambda: bool(caught)
-
-
-def _fabric(config: TrainConfig) -> Fabric:
-    accelerator = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise InputError("expected a CUDA device, got none that torch can see; use --device cpu")
-    precision: Any = "bf16-mixed" if config.precision == "bf16" else "32-true"
-    if dist.is_torchelastic_launched():
-        import os
-
-        local, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-        strategy = DDPStrategy(find_unused_parameters=True, process_group_backend=None)
-        fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy=strategy, precision=precision)
-    else:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-    fabric.launch()
-    return fabric
-
-
-def _check_folder(out: Path, config: TrainConfig, resume: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / runs.CONFIG).exists():
-        raise InputError(
-            f"expected a new or empty folder, or a run, got {out}, which holds something else; choose another"
-        )
-    if not resume:
-        raise InputError(
-            f"expected a new or empty folder, got {out}, which holds a run; resume it or choose another --out"
-        )
-    before, now = runs.read_info(out).training, _plain(config)
-    changed = sorted(k for k in now if before.get(k) != now[k] and k not in ("save_every", "device"))
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"expected the choices of the run in {out} to resume it, got {name}={now[name]!r}, not {before.get(name)!r}"
-        )
-    if (out / runs.WEIGHTS).exists():
-        raise InputError(f"expected an unfinished run to resume, got {out}, which has finished; evaluate or export it")
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    import json
-
-    return json.loads(json.dumps(asdict(config)))
-
-
-def _check_dataset(dataset: Dataset) -> None:
-    if len(dataset.classes) < 2 or len(dataset.train) < SMALLEST:
-        raise InputError(
-            f"expected at least 2 classes and {SMALLEST} training images, got {len(dataset.classes)} and "
-            f"{len(dataset.train)}; add images"
-        )
-
-
-def _image_shape(dataset: Dataset) -> tuple[int, int, int]:
-    if isinstance(dataset.train, Split):
-        _, c, h, w = dataset.train.images.shape
-        return c, h, w
-    return 3, dataset.train.image_size, dataset.train.image_size
-
-
-def _images(split: Any) -> torch.Tensor:
-    from edgeq.data import batches
-
-    return torch.cat([images for images, _ in batches(split, 256)])

@@ -39,6 +39,12 @@ TINY = TrainConfig(
     save_every=1e9,  # saving costs an fsync; the tests that need it ask for it
 )
 
+NAMES = (  # what the repr of a TrainConfig is written with
+    "from edgeq.curriculum import Curriculum\nfrom edgeq.defenses import DWQ, Patches, Standard, TriQDef\n"
+    "from edgeq.perceptual import Alignment\nfrom edgeq.quant.network import QuantConfig\n"
+    "from edgeq.training import TrainConfig\n"
+)
+
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
@@ -97,12 +103,7 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path) -> None:
         "if __name__ == '__main__':\n"
         "    train(TINY, out=sys.argv[1], resume=pathlib.Path(sys.argv[1]).exists())\n"
     )
-    (tmp_path / "tests_config.py").write_text(
-        "from edgeq.training import TrainConfig\nfrom edgeq.quant.network import QuantConfig\n"
-        f"TINY = {replace(TINY, save_every=0.0)!r}\n".replace(
-            "Curriculum(", "__import__('edgeq.curriculum').curriculum.Curriculum("
-        ).replace("Standard(", "__import__('edgeq.defenses').defenses.Standard(")
-    )
+    (tmp_path / "tests_config.py").write_text(f"{NAMES}TINY = {replace(TINY, save_every=0.0)!r}\n")
     (tmp_path / "go.py").write_text(script)
     command = [sys.executable, str(tmp_path / "go.py"), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -126,8 +127,7 @@ def test_processes_stop_and_save_together(tmp_path: Path) -> None:
     """One process alone gets the signal, and one alone thinks that it is time to save."""
     (tmp_path / "go.py").write_text(
         "import dataclasses, os, sys, torch\n"
-        "from edgeq.training import Interrupted, TrainConfig, train\nfrom edgeq.quant.network import QuantConfig\n"
-        "from edgeq.curriculum import Curriculum\nfrom edgeq.defenses import Standard\n"
+        f"from edgeq.training import Interrupted, train\n{NAMES}"
         "torch.set_num_threads(1)\n"
         "rank, calls = int(os.environ['RANK']), []\n"
         f"config = {TINY!r}\n"
@@ -151,8 +151,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     )
     (tmp_path / "go.py").write_text(
         "import json, sys, os, torch\n"
-        "from edgeq.training import TrainConfig, train\nfrom edgeq.quant.network import QuantConfig\n"
-        "from edgeq.curriculum import Curriculum\nfrom edgeq.defenses import Standard\n"
+        f"from edgeq.training import train\n{NAMES}"
         "torch.set_num_threads(1)\n"
         "seen = []\n"
         f"config = {config!r}\n"

@@ -134,7 +134,7 @@ class Train(AbstractCommand):
 @contextlib.contextmanager
 def stopping() -> Iterator:
     """Turn the first Ctrl-C or SIGTERM into a request to save and stop, and put the signals back afterwards."""
-    from edgeq.training import stop_on_signals
+    from edgeq.launch import stop_on_signals
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,9 +9,10 @@ logits are constants here; the highest width has no teacher and d_b = 0.
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor, nn
+from jaxtyping import Int64, UInt8
+from torch import Tensor
 
+from edgeq.defenses.base import NO_KEY, AbstractObjective, Key, Losses
 from edgeq.errors import InputError
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
@@ -38,17 +39,20 @@ class Standard:
             raise InputError(f"expected label_smoothing from 0 to below 1, got {self.label_smoothing}")
 
 
-class StandardObjective(nn.Module):
-    """The network and its loss as one module, so that data-parallel wrappers see a single forward pass."""
+class StandardObjective(AbstractObjective):
+    """See the module docstring."""
 
     def __init__(self, net: MultiBitNet, choices: Standard) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net)
         self.choices = choices
 
     def forward(
-        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], active: tuple[int, ...]
-    ) -> dict[str, Float[Tensor, ""]]:
+        self,
+        images: UInt8[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"],
+        active: tuple[int, ...],
+        key: Key = NO_KEY,
+    ) -> Losses:
         """Return `loss` and the cross-entropy of each active width (`ce_8`, …)."""
         losses: dict[str, Tensor] = {}
         terms: list[Tensor] = []
