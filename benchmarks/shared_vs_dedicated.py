@@ -7,8 +7,8 @@ Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) 
 the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
 with three seeds, and for the shared default also without the deployed stage, with distillation and without the
 curriculum (one seed).
-Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again and
-half-finished ones go on.
+Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again,
+half-finished ones go on, and what --out holds already counts as finished (another machine may have made it).
 """
 
 import argparse
@@ -94,6 +94,19 @@ def finished(plan: list[Job], work: Path) -> dict[str, dict[str, float]]:
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
+def adopt(out: Path, plan: list[Job], work: Path, epochs: int) -> None:
+    """Take over the results of a file that this plan wrote before, here or elsewhere."""
+    if not out.exists():
+        return
+    body = read_json(out)
+    if body["epochs"] != epochs:
+        raise SystemExit(f"expected results of {epochs} epochs in {out}, got {body['epochs']}; name another --out")
+    for job in plan:
+        path = work / job.name / runs.RESULTS / "accuracy.json"
+        if job.name in body["results"] and not path.exists():
+            write_json(path, body["results"][job.name])
+
+
 def post_training(net: MultiBitNet, config: TrainConfig, data: Dataset) -> dict[str, float]:
     """Return the accuracy of the float network quantized after training, by method and width."""
     info = runs.RunInfo(config.model, config.data, QuantConfig(bits=BITS), data.classes, net.image_shape, {})
@@ -165,9 +178,11 @@ def main() -> None:
     seeds = args.seeds or (3 if args.plan == "signs" else 1)
     data = load(config.data)
     plan = jobs(args.plan, config, seeds)
+    adopt(args.out, plan, args.work, config.epochs)
     index, count = (int(part) for part in args.shard.split("/"))
     for job in plan[index::count]:
-        run_job(job, args.work, data)
+        if job.name not in finished(plan, args.work):
+            run_job(job, args.work, data)
         results = finished(plan, args.work)
         body = {
             "command": f"python benchmarks/shared_vs_dedicated.py --plan {args.plan}",
@@ -180,6 +195,7 @@ def main() -> None:
             "versions": runs.versions(),
             "hardware": runs.hardware(),
             "arms": summary(results),
+            "results": results,
         }
         write_json(args.out, body)
 
