@@ -1,0 +1,121 @@
+"""The attacks of the evaluation by name, and how hard each tries.
+
+Per-image patches are untargeted and made for the test images that they are judged on: the strongest attacker. Universal
+patches are targeted, made on training images, and judged on test images at places drawn anew.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from edgeq.attacks import GAP, LAVAN, AbstractPatchAttack, Ascent, Located, PatchAttack, Textures, strong_attack
+from edgeq.attacks.eot import EOT, pixels
+from edgeq.attacks.gap import ASCENT
+from edgeq.errors import InputError
+
+UNIVERSAL_BATCH = 64  # images per step of a universal patch; part of the result
+ASKED = 5  # candidates of a black box cost a forward pass only, so more of them fit at once
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the attacks try.
+
+    Attributes:
+        steps: Gradient steps of a patch per image.
+        restarts: Searches per image, the worst case of which counts.
+        universal_steps: Gradient steps of a universal patch.
+        queries: Most questions of a black box per image.
+        tune_steps: Training steps of the tuned surrogate.
+    """
+
+    steps: int = 40
+    restarts: int = 2
+    universal_steps: int = 150
+    queries: int = 150
+    tune_steps: int = 150
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if min(self.steps, self.restarts, self.universal_steps, self.tune_steps) < 1 or self.queries < 10:
+            raise InputError(f"expected 1 or more of everything and 10 questions or more, got {self}; raise them")
+
+
+EFFORTS: dict[str, Effort] = {
+    "quick": Effort(steps=20, restarts=1, universal_steps=60, queries=50, tune_steps=50),
+    "standard": Effort(),
+    "strong": Effort(steps=60, restarts=3, universal_steps=500, queries=1000, tune_steps=300),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One attack of the evaluation.
+
+    Attributes:
+        build: From side, effort, images at once and textures to the attack.
+        universal: One targeted patch for all images, instead of one untargeted patch per image.
+        gradients: Whether it differentiates the victim; else it asks questions alone.
+        about: For people.
+    """
+
+    build: Callable[[int, Effort, int, Textures | None], AbstractPatchAttack]
+    universal: bool
+    gradients: bool
+    about: str
+
+
+def _located(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
+    return replace(strong_attack(size, steps=effort.steps, restarts=effort.restarts), batch_size=batch)
+
+
+def _short(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
+    return replace(strong_attack(size, steps=max(1, effort.steps // 8), restarts=1), batch_size=batch)
+
+
+def _gap(size: int, effort: Effort, _batch: int, _: Textures | None) -> AbstractPatchAttack:
+    return GAP(size=size, ascent=replace(ASCENT, steps=effort.universal_steps), batch_size=UNIVERSAL_BATCH)
+
+
+def _lavan(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
+    return LAVAN(size=size, ascent=Ascent(2 * effort.steps, 0.05), batch_size=batch)
+
+
+def _lavan_universal(size: int, effort: Effort, _batch: int, _: Textures | None) -> AbstractPatchAttack:
+    ascent = Ascent(effort.universal_steps, 0.05)
+    return LAVAN(size=size, universal=True, ascent=ascent, batch_size=UNIVERSAL_BATCH)
+
+
+def _mono(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
+    return PatchAttack(size=size, queries=effort.queries, batch_size=ASKED * batch)
+
+
+def _texture(size: int, effort: Effort, batch: int, textures: Textures | None) -> AbstractPatchAttack:
+    assert textures is not None
+    return PatchAttack(size=size, textures=textures, queries=effort.queries, batch_size=ASKED * batch)
+
+
+LOCATED, SHORT, TEXTURE = "located", "located-short", "patch-texture"
+ARMS: dict[str, Arm] = {
+    LOCATED: Arm(_located, universal=False, gradients=True, about="a patch per image at the best place found"),
+    "gap": Arm(_gap, universal=True, gradients=True, about="one targeted patch for all images, turned and scaled"),
+    "lavan": Arm(_lavan, universal=False, gradients=True, about="noise per image at the border"),
+    "lavan-universal": Arm(_lavan_universal, universal=True, gradients=True, about="one targeted noise at the border"),
+    "patch-mono": Arm(_mono, universal=False, gradients=False, about="black box: one colour per image"),
+    TEXTURE: Arm(_texture, universal=False, gradients=False, about="black box: texture from training images"),
+}
+PROBE = Arm(_short, universal=False, gradients=True, about="located with an eighth of the steps, to see success grow")
+
+
+def arm(name: str) -> Arm:
+    """Return an attack by its name, the probe included."""
+    return PROBE if name == SHORT else ARMS[name]
+
+
+def views_of(attack: AbstractPatchAttack) -> EOT | None:
+    """Return the views of a universal patch; None for patches per image."""
+    if isinstance(attack, GAP):
+        return attack.eot
+    if isinstance(attack, LAVAN) and attack.universal:
+        return pixels(attack.region)
+    assert isinstance(attack, Located | LAVAN | PatchAttack)
+    return None
