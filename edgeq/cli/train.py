@@ -10,6 +10,7 @@ from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, Stopp
 from edgeq.cli.talk import Talk
 
 if TYPE_CHECKING:
+    from edgeq.defenses import Patches, TriQDef
     from edgeq.training import TrainConfig
 
 
@@ -22,7 +23,8 @@ class Train(AbstractCommand):
         data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH or imagenet:PATH.
         model: resnet8, resnet20, resnet32, resnet56, vgg16_bn, mobilenet_v2, torchvision/NAME or
             package.module:factory.
-        defense: The objective; 'standard' is ordinary training.
+        defense: standard, patch-at (patches at all widths), triqdef (patch-at and penalties on what the widths share),
+            pbat (patches, one width) or dwq (random widths, perturbed images).
         bits: Widths, 2 to 8 and 32 for float.
         epochs: Passes over the training images.
         resume: Go on with an unfinished run in --out; give the same options as before.
@@ -40,6 +42,28 @@ class Train(AbstractCommand):
         scales: Learned step sizes, or those of an observer.
         edge_bits: Width of the first and last layer where the others have fewer bits; 0 gives them the others' width.
         full_range: Allow the weight code -2^(b-1) too.
+        rho: Share of each batch that is also shown patched.
+        lambda_adv: Weight of the patched images' loss.
+        patch_sizes: Sides of the patches in pixels.
+        online: Share of the patches that are made in the step for their image; the others come from a pool.
+        online_steps: Gradient steps of such a patch.
+        warmup: Fraction of the epochs, at the beginning, without patches.
+        pool_copies: Patches of the pool for each class and size.
+        pool_steps: Gradient steps of each.
+        pool_images: Training images that the pool is made with.
+        pool_from: Run whose highest width the pool is made on; this one, after the warm-up, by default.
+        lambda_fdp: Weight of the penalty on features.
+        lambda_gpdp: Weight of the penalty on input gradients.
+        pairs: Random pairs of widths compared in a step; 0 for all.
+        penalty_share: Share of the patched images that the penalties are computed on.
+        taps: Steps of the network whose features are compared; chosen from its stages by default.
+        alpha: Weight of edges in the penalties.
+        beta: Weight of orientations in the penalties.
+        channels: Compare the maps of each channel, or their mean.
+        centred: Compare orientations less their mean over the batch.
+        excess: Penalise only what lies above the similarity of different images.
+        pgd_eps: Largest change of a pixel in dwq's attack, of 255.
+        pgd_steps: Steps of dwq's attack.
         crop: Padding of the random crop in pixels.
         cutout: Side of the square that is blanked in pixels.
         ema: Decay of an averaged copy that replaces the weights at the end; 0 for none.
@@ -70,6 +94,28 @@ class Train(AbstractCommand):
     scales: Literal["learned", "observer"] = "learned"
     edge_bits: int = 8
     full_range: bool = False
+    rho: float = 0.5
+    lambda_adv: float = 1.0
+    patch_sizes: tuple[int, ...] = (6,)
+    online: float = 0.0
+    online_steps: int = 4
+    warmup: float = 0.2
+    pool_copies: int = 1
+    pool_steps: int = 200
+    pool_images: int = 1000
+    pool_from: str = ""
+    lambda_fdp: float = 0.8
+    lambda_gpdp: float = 0.5
+    pairs: int = 0
+    penalty_share: float = 0.5
+    taps: tuple[str, ...] = ()
+    alpha: float = 0.5
+    beta: float = 1.0
+    channels: Literal["each", "mean"] = "each"
+    centred: bool = False
+    excess: bool = False
+    pgd_eps: float = 8.0
+    pgd_steps: int = 7
     crop: int = 4
     cutout: int = 0
     ema: float = 0.0
@@ -81,7 +127,7 @@ class Train(AbstractCommand):
     def config(self) -> "TrainConfig":
         """Return the choices in the form that `edgeq.train` takes."""
         from edgeq.curriculum import Curriculum
-        from edgeq.defenses import Standard
+        from edgeq.defenses import DWQ, Standard
         from edgeq.quant.network import QuantConfig
         from edgeq.training import TrainConfig
 
@@ -104,6 +150,9 @@ class Train(AbstractCommand):
             deployed=self.deployed,
             curriculum=Curriculum(enabled=self.curriculum, stage=self.stage, alone=self.alone),
             standard=Standard(distill=self.distill, label_smoothing=self.label_smoothing),
+            patches=self._patches(),
+            triqdef=self._triqdef(),
+            dwq=DWQ(eps=self.pgd_eps, steps=self.pgd_steps),
             crop=self.crop,
             cutout=self.cutout,
             ema=self.ema,
@@ -111,6 +160,37 @@ class Train(AbstractCommand):
             precision=self.precision,
             device=self.device,
             save_every=self.save_every,
+        )
+
+    def _patches(self) -> "Patches":
+        from edgeq.defenses import Patches
+
+        return Patches(
+            rho=self.rho,
+            lambda_adv=self.lambda_adv,
+            sizes=self.patch_sizes,
+            online=self.online,
+            online_steps=self.online_steps,
+            warmup=self.warmup,
+            copies=self.pool_copies,
+            pool_steps=self.pool_steps,
+            pool_images=self.pool_images,
+            source=self.pool_from,
+        )
+
+    def _triqdef(self) -> "TriQDef":
+        from edgeq.defenses import TriQDef
+        from edgeq.perceptual import Alignment
+
+        return TriQDef(
+            lambda_fdp=self.lambda_fdp,
+            lambda_gpdp=self.lambda_gpdp,
+            pairs=self.pairs,
+            share=self.penalty_share,
+            taps=self.taps,
+            alignment=Alignment(
+                alpha=self.alpha, beta=self.beta, channels=self.channels, centred=self.centred, excess=self.excess
+            ),
         )
 
     def run(self, talk: Talk) -> Document:
