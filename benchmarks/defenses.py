@@ -1,0 +1,248 @@
+"""The table of defences: what each costs in accuracy, and what the strongest attacker found makes of it.
+
+    python benchmarks/defenses.py --plan signs --out docs/results/defenses_signs.json
+    python benchmarks/defenses.py --plan cifar --data folder:PATH --out docs/results/defenses_cifar.json
+
+Plans: `signs` trains every arm with two seeds, `cifar` three of them with one. The same network, epochs, schedule, data
+and patch sizes for all arms; every run is then attacked with the same plan (`edgeq.robustness`): patches made on each
+width, on all jointly and on a tuned copy, at the seen size and two unseen ones. Everything is a run folder under
+--work; finished runs are not trained again, half-finished ones go on, finished cells of an attack are kept, and what
+--out holds already counts as finished.
+
+Arms: `standard`, `patch-at` (the control: the same patches without penalties), each penalty alone (`fdp`, `gpdp`), both
+without the curriculum (`no-bact`), all of it (`triqdef`), with shared BatchNorm (`triqdef-shared-bn`), with penalties
+above the similarity of different images only (`triqdef-excess`), and the strongest recipes: patches made per image in
+the step without and with the penalties (`online-at`, `combined`); `pbat` (a network per width), `dwq` (random-precision
+adversarial training), and `random-width`, which is `dwq` asked at a width drawn for each image.
+"""
+
+import argparse
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeq import runs
+from edgeq.curriculum import Curriculum
+from edgeq.data import Dataset, load
+from edgeq.defenses import Patches, RandomWidth, TriQDef
+from edgeq.files import read_json, write_json
+from edgeq.perceptual import Alignment
+from edgeq.quant.network import QuantConfig
+from edgeq.robustness import EFFORTS, Plan, attack_matrix, document, doubts
+from edgeq.training import Progress, TrainConfig, train
+
+BITS = (32, 8, 5, 4, 2)
+RESULT = "defense.json"
+RANDOM = "random-width"
+POOL = Patches(sizes=(6,), copies=2)
+ONLINE = replace(POOL, online=1.0)
+SIGNS = TrainConfig(
+    data="signs:train=2560,test=1000", epochs=12, batch_size=64, lr=0.15, quant=QuantConfig(bits=BITS), patches=POOL
+)
+CIFAR = TrainConfig(data="", epochs=8, lr=0.2, quant=QuantConfig(bits=BITS), patches=POOL)
+ATTACKS = ("located", "gap", "lavan", "lavan-universal", "patch-mono", "patch-texture")
+Json = dict[str, Any]  # Any: JSON
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and its evaluation."""
+
+    name: str
+    config: TrainConfig
+
+
+def arms(config: TrainConfig) -> dict[str, TrainConfig]:
+    """Return every arm's configuration, the most informative first."""
+    full = replace(config, defense="triqdef")
+    shared = replace(config.quant, batchnorm="shared")
+    found = {
+        "standard": replace(config, defense="standard"),
+        "patch-at": replace(config, defense="patch-at"),
+        "triqdef": full,
+        "online-at": replace(config, defense="patch-at", patches=ONLINE),
+        "combined": replace(full, patches=ONLINE),
+        "triqdef-excess": replace(full, triqdef=TriQDef(alignment=Alignment(excess=True, centred=True))),
+        "fdp": replace(full, triqdef=TriQDef(lambda_gpdp=0.0)),
+        "gpdp": replace(full, triqdef=TriQDef(lambda_fdp=0.0)),
+        "no-bact": replace(full, curriculum=Curriculum(enabled=False)),
+        "triqdef-shared-bn": replace(full, quant=shared),
+        "dwq": replace(config, defense="dwq"),
+    }
+    for bits in BITS:
+        alone = replace(config.quant, bits=(bits,))
+        found[f"pbat{bits}"] = replace(config, defense="pbat", quant=alone, patches=ONLINE)
+    return found
+
+
+def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
+    """Return the plan's jobs, a seed of every arm before the next seed."""
+    chosen = arms(config)
+    if plan == "cifar":
+        chosen = {name: chosen[name] for name in ("standard", "patch-at", "triqdef")}
+    return [
+        Job(f"{plan}-{name}-{seed}", replace(arm, seed=seed)) for seed in range(seeds) for name, arm in chosen.items()
+    ]
+
+
+def run_job(job: Job, work: Path, data: Dataset, plan: Plan) -> None:
+    """Train (or load) one run, attack it, and keep what came out in its folder."""
+    folder = work / job.name
+    if (folder / runs.WEIGHTS).exists():
+        _, net = runs.load_run(folder)
+    else:
+        net = train(job.config, out=folder, resume=folder.exists(), dataset=data, progress=_report(job.name))
+    victims = {RANDOM: RandomWidth(net)} if job.config.defense == "dwq" else {}
+    matrix = attack_matrix(
+        net,
+        data,
+        plan,
+        folder=folder / runs.RESULTS / "robustness",
+        victims=victims,
+        progress=lambda p: p.entry and print(f"{job.name} {p.done}/{p.total} {p.cell.name}", flush=True),
+    )
+    body = document(matrix, warnings=doubts(matrix, net))
+    write_json(folder / runs.RESULTS / "robustness.json", body)
+    kept = {key: body[key] for key in ("headline", "integer", "warnings")}
+    write_json(folder / runs.RESULTS / RESULT, {"figures": figures(body), **kept})
+
+
+def finished(plan: list[Job], work: Path) -> dict[str, Json]:
+    """Return the results that are there, whichever process made them."""
+    paths = {job.name: work / job.name / runs.RESULTS / RESULT for job in plan}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def figures(body: Json) -> Json:
+    """Return one run's numbers: per width (or victim), clean, and the largest success by kind, size and attack."""
+    rows: Json = {}
+    for line in body["headline"]:
+        name = line["name"]
+        row: Json = {"clean": line["clean"]["rate"]}
+        for kind, top in line["untargeted"].items():
+            row[kind] = top["rate"]
+            row[f"{kind}_worst"] = top["worst"]["rate"]
+        for kind, top in line["targeted"].items():
+            row[f"{kind}_targeted"] = top["rate"]
+        for other in body["by_size"]:
+            if other["name"] == name:
+                row |= {f"{kind}_{other['size']}px": top["rate"] for kind, top in other["untargeted"].items()}
+        row |= _by_attack(body, name)
+        rows[name] = row
+    return rows
+
+
+def summary(results: dict[str, Json]) -> Json:
+    """Return mean, spread and values over seeds, in per cent, for every arm, width and figure."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for name, body in results.items():
+        arm = name.partition("-")[2].rpartition("-")[0]
+        for width, row in body["figures"].items():
+            place = found.setdefault(RANDOM if width == RANDOM else arm, {}).setdefault(width, {})
+            for key, value in row.items():
+                place.setdefault(key, []).append(round(100 * value, 2))
+    return {
+        arm: {width: {key: _spread(v) for key, v in row.items()} for width, row in rows.items()}
+        for arm, rows in found.items()
+    }
+
+
+def _by_attack(body: Json, name: str) -> Json:
+    """Return the largest white-box and transfer success of each attack over its sizes and surrogates."""
+    row: Json = {}
+    for cell in body["cells"]:
+        if cell["probe"]:
+            continue
+        kind = "white_box" if cell["surrogate"] in (name, "joint" if name == RANDOM else name) else "transfer"
+        rate = next(r["untargeted"]["rate"] for r in cell["results"] if r["name"] == name)
+        key = f"{kind}_{cell['attack']}"
+        row[key] = max(rate, row.get(key, 0.0))
+    return row
+
+
+def _spread(values: list[float]) -> Json:
+    std = round(statistics.stdev(values), 2) if len(values) > 1 else None
+    return {"mean": round(statistics.mean(values), 2), "std": std, "values": values}
+
+
+def _report(name: str):
+    def report(p: Progress) -> None:
+        if p.accuracy:
+            losses = " ".join(f"{k} {v:.3f}" for k, v in p.losses.items() if not k.startswith("ce_"))
+            text = " ".join(f"{b}:{a:.3f}" for b, a in p.accuracy.items())
+            print(f"{name} epoch {p.epoch + 1}/{p.epochs} {losses} {text}", flush=True)
+
+    return report
+
+
+def adopt(out: Path, plan: list[Job], work: Path, said: Json) -> None:
+    """Take over the results of a file that this plan wrote before, here or elsewhere."""
+    if not out.exists():
+        return
+    body = read_json(out)
+    if body["protocol"] != said:
+        raise SystemExit(f"expected results of the same protocol in {out}, got another one; name another --out")
+    for job in plan:
+        path = work / job.name / runs.RESULTS / RESULT
+        if job.name in body["results"] and not path.exists():
+            write_json(path, body["results"][job.name])
+
+
+def main() -> None:
+    """Run a plan to its end and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", choices=("signs", "cifar"), required=True)
+    parser.add_argument("--data", help="data specification; the plan's own by default")
+    parser.add_argument("--work", type=Path, default=Path(".work/defenses"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
+    parser.add_argument("--effort", choices=sorted(EFFORTS), default="quick")
+    parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[6, 8, 10])
+    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--shard", default="0/1", help="i/n: take every n-th job from the i-th")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = SIGNS if args.plan == "signs" else CIFAR
+    if not (args.data or config.data):
+        parser.error("--plan cifar needs --data")
+    config = replace(config, data=args.data or config.data, epochs=args.epochs or config.epochs)
+    seeds = args.seeds or (2 if args.plan == "signs" else 1)
+    plan = Plan(attacks=tuple(args.attacks), sizes=tuple(args.sizes), images=args.images, effort=EFFORTS[args.effort])
+    data = load(config.data)
+    chosen = [job for job in jobs(args.plan, config, seeds) if not args.arms or _arm(job) in args.arms]
+    said = {"model": config.model, "epochs": config.epochs, "images": args.images, "effort": args.effort}
+    said |= {"attacks": list(args.attacks), "sizes": list(args.sizes), "train": len(data.train)}
+    adopt(args.out, chosen, args.work, said)
+    index, count = (int(part) for part in args.shard.split("/"))
+    for job in chosen[index::count]:
+        if job.name not in finished(chosen, args.work):
+            run_job(job, args.work, data, plan)
+        results = finished(chosen, args.work)
+        body = {
+            "command": f"python benchmarks/defenses.py --plan {args.plan}",
+            "protocol": said,
+            "seeds": seeds,
+            "finished": len(results),
+            "jobs": len(chosen),
+            "versions": runs.versions(),
+            "hardware": runs.hardware(),
+            "arms": summary(results),
+            "warnings": {name: body["warnings"] for name, body in results.items() if body["warnings"]},
+            "results": results,
+        }
+        write_json(args.out, body)
+
+
+def _arm(job: Job) -> str:
+    return job.name.partition("-")[2].rpartition("-")[0]
+
+
+if __name__ == "__main__":
+    main()
