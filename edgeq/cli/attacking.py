@@ -39,7 +39,7 @@ class AbstractAttacking(AbstractCommand, ABC):
         sizes: Sides of the patches in pixels.
         towards: Target classes of the universal patches, as numbers.
         images: Test images to judge on.
-        effort: How hard the attacks try.
+        effort: How hard the attacks try; auto is standard, or quick with --quick.
         quick: A first look: 100 images, 6x6, located and gap, each and joint, little effort.
         simulated: Leave the integer models in ONNX Runtime out.
         seed: Decides images and patches.
@@ -64,11 +64,16 @@ class AbstractAttacking(AbstractCommand, ABC):
         from edgeq.robustness import EFFORTS, Plan
 
         given = {name: getattr(self, name) for name in QUICK}
-        chosen = {name: value for name, value in given.items() if value not in ((), None)}
+        chosen = {name: value for name, value in given.items() if value not in ((), None, "auto")}
         chosen = (QUICK if self.quick else {}) | chosen
         effort = EFFORTS[str(chosen.pop("effort", "standard"))]
         batch = 1000 if self.on_device() == "cuda" else 100
         return Plan(**chosen, towards=self.towards, effort=effort, seed=self.seed, batch_size=batch)  # type: ignore[arg-type]
+
+    def idle(self) -> str:
+        """Return an option that was given and means something under attack alone, or nothing."""
+        given = {name: getattr(self, name) for name in (*QUICK, "quick", "simulated")}
+        return next((name for name, value in given.items() if value not in ((), None, "auto", False)), "")
 
     def on_device(self) -> str:
         """Return torch's name of the device."""
@@ -247,7 +252,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_names(command: AbstractAttacking) -> None:
+def check_choices(command: AbstractAttacking) -> None:
     """Refuse wrong choices before anything heavy is done."""
     if command.images is not None and command.images < 2:
         raise InputError(

@@ -23,7 +23,11 @@ from edgeq.errors import InputError
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("demo", "edgeq.cli.demo:Demo", "the whole tour on embedded data, in minutes"),
     ("train", "edgeq.cli.train:Train", "train one shared backbone at all bit-widths"),
-    ("evaluate", "edgeq.cli.evaluate:Evaluate", "accuracy per bit-width of a run, or of integer artefacts"),
+    (
+        "evaluate",
+        "edgeq.cli.evaluate:Evaluate",
+        "accuracy per bit-width, also under attack, of a run or an artefact",
+    ),
     ("transfer", "edgeq.cli.transfer:Transfer", "which width's patches fool which, and how alike the widths look"),
     ("calibrate", "edgeq.cli.calibrate:Calibrate", "post-training quantization of a run or of float weights"),
     ("export", "edgeq.cli.export:Export", "write integer-only models, each with its proof"),

@@ -32,14 +32,14 @@ class Transfer(AbstractAttacking):
     def run(self, talk: Talk) -> Document:
         """Attack, compare, keep."""
         with talk.busy("loading torch"):
-            from edgeq.cli.attacking import attack, check_names, perceptual_table, refuse_unequal, tables
+            from edgeq.cli.attacking import attack, check_choices, perceptual_table, refuse_unequal, tables
             from edgeq.cli.measure import check_widths, load_fitting
             from edgeq.files import write_json
             from edgeq.robustness import document, doubts
             from edgeq.robustness.pictures import keep_pictures, look
             from edgeq.robustness.store import FOLDER
             from edgeq.runs import RESULTS, load_run
-        check_names(self)
+        check_choices(self)
         info, net = load_run(self.folder, device=self.on_device())
         bits = check_widths(self.bits, net.bits)
         self.plan().check(classes=len(info.classes), image_shape=info.image_shape)

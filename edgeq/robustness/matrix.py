@@ -116,16 +116,13 @@ class Matrix:
         return (self.clean[name].named == self.labels) & (entry.answers[name].named != self.labels)
 
     def _count(self, entry: Entry, name: str, goal: Goal, integer: bool) -> Success:
-        clean, patched = self.clean[name], entry.answers[name]
-        if integer:
-            assert clean.integer is not None and patched.integer is not None
-            return success(_logits(clean.integer), _logits(patched.integer), goal)
-        return success(_logits(clean.named), _logits(patched.named), goal)
-
-
-def _logits(named: Tensor) -> Tensor:
-    """Return logits whose largest is the class named, so that `edgeq.attacks.success` alone defines success."""
-    return torch.nn.functional.one_hot(named, int(named.max()) + 1 if len(named) else 1).float()
+        pair = (self.clean[name], entry.answers[name])
+        named = [answer.integer if integer else answer.named for answer in pair]
+        assert named[0] is not None and named[1] is not None
+        classes = 1 + int(torch.cat([named[0], named[1], self.labels]).max())
+        # logits whose largest is the class named, so that `edgeq.attacks.success` alone defines success
+        clean, patched = (torch.nn.functional.one_hot(n, classes).float() for n in named if n is not None)
+        return success(clean, patched, goal)
 
 
 def attack_matrix(
