@@ -78,7 +78,7 @@ class TriQDefObjective(AbstractObjective):
         self.patcher = Patcher(net, patches)
         self.choices = choices
         self.label_smoothing = label_smoothing
-        self.taps = feature_taps(net, choices.taps) if choices.lambda_fdp else ()
+        self.taps: tuple[str, ...] = feature_taps(net, choices.taps) if choices.lambda_fdp else ()
 
     def check(self, info: RunInfo) -> None:
         """Check the pool's source."""
