@@ -1,0 +1,69 @@
+"""How a float network sees pixels, and the integer layer that does the same.
+
+An imported network was made for floats x = (pixel / 255 - mean) / std, which its first quantizer turns into codes. A
+pixel has 256 values, so that is a table per channel. Where the table is pixel - 128 nothing is needed; else a 1x1
+depthwise convolution `half_even((w * (pixel - 128) + bias) * m / 2^n)` is fitted to it, trying every 8-bit w, and the
+entries that differ are counted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from ..graph import INPUT_ZERO
+from ..multiplier import Requant, requantize, shift_for
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """`x = (pixel / 255 - mean) / std`, one number for all channels or one per channel."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not self.mean or not self.std or min(self.std) <= 0:
+            raise ValueError(f"expected means and positive standard deviations, got {self.mean} and {self.std}")
+
+    def floats(
+        self, images: UInt8[np.ndarray, "batch channels height width"]
+    ) -> Float32[np.ndarray, "batch channels height width"]:
+        """Return what the float network is given for uint8 images."""
+        mean, std = (np.array(value, np.float32)[:, None, None] for value in (self.mean, self.std))
+        return ((images.astype(np.float32) / np.float32(255) - mean) / std).astype(np.float32)
+
+
+def table(pixels: Pixels, channels: int, scale: float, limits: tuple[int, int]) -> Int32[np.ndarray, "channels 256"]:
+    """Return the code of every pixel value, as the first quantizer gives it."""
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, None, :, None], (1, channels, 256, 1))
+    codes = np.rint(pixels.floats(np.ascontiguousarray(every))[0, :, :, 0] / np.float32(scale))
+    return np.clip(codes, *limits).astype(np.int32)
+
+
+def fit(
+    codes: Int32[np.ndarray, "channels 256"], limits: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, Requant, int]:
+    """Return weights, biases and multipliers of the convolution, and the number of table entries that differ."""
+    n = shift_for(*limits)
+    chosen = [_fit_channel(channel, n, limits) for channel in codes]
+    weight, bias, m = (np.array(values) for values in zip(*(best[1:] for best in chosen), strict=True))
+    requant = Requant(m.astype(np.int32), n, *limits)
+    return weight.astype(np.int8).reshape(-1, 1, 1, 1), bias.astype(np.int32), requant, sum(best[0] for best in chosen)
+
+
+def _fit_channel(codes: np.ndarray, n: int, limits: tuple[int, int]) -> tuple[int, int, int, int]:
+    centred = np.arange(256) - INPUT_ZERO
+    inside = (codes > limits[0]) & (codes < limits[1])
+    if inside.sum() < 2:
+        inside = np.ones(256, bool)
+    slope, offset = np.polyfit(centred[inside], codes[inside], 1)
+    slope = max(float(slope), 2.0**-n)
+    w = np.arange(1, 128).repeat(5)
+    m = np.clip(np.rint(slope / w * 2**n), 1, (1 << 24) - 1).astype(np.int32)
+    bias = np.rint(offset * 2**n / m).astype(np.int64) + np.tile(np.arange(-2, 3), 127)
+    acc = w[None, :, None] * centred + bias[None, :, None]
+    wrong = (requantize(acc, Requant(m, n, *limits))[0] != codes).sum(1)
+    best = int(np.argmin(wrong))
+    return int(wrong[best]), int(w[best]), int(bias[best]), int(m[best])

@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.export.importers.pixels import Pixels, fit, table
+from edgeq.export.multiplier import requantize
+
+
+@settings(max_examples=15)
+@given(mean=st.floats(0, 1), std=st.floats(0.1, 2), zoom=st.floats(0.5, 2), signed=st.booleans())
+def test_the_fitted_layer_is_the_table_but_for_what_is_counted(mean, std, zoom, signed) -> None:
+    pixels = Pixels((mean,), (std,))
+    limits = (-128, 127) if signed else (0, 255)
+    codes = table(pixels, 2, zoom / std / 255, limits)
+    span = (min(0, int(codes.min())), max(1, int(codes.max())))
+    weight, bias, requant, wrong = fit(codes, span)
+    acc = weight.astype(np.int64).reshape(1, 2, 1) * (np.arange(256) - 128) + bias[None, :, None]
+    got = requantize(acc, requant)[0]
+    assert (got != codes).sum() == wrong and np.abs(got - codes).max() <= 1
+    assert wrong <= 16
+
+
+def test_plain_bytes_are_exact() -> None:
+    codes = table(Pixels(), 1, 1 / 255, (0, 255))
+    np.testing.assert_array_equal(codes, [np.arange(256)])
+    assert fit(codes, (0, 255))[3] == 0
+
+
+def test_bad_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="positive standard deviations"):
+        Pixels(std=(0.0,))
