@@ -18,8 +18,11 @@ from edgeq.errors import InputError
 from edgeq.export import Artefact
 from edgeq.export.graph import Conv, Linear
 from edgeq.files import read_json
+from edgeq.robustness.pictures import Pictures, open_pictures
+from edgeq.robustness.store import FOLDER
 
 Json = Mapping[str, Any]  # Any: JSON
+ATTACKS = ("robustness.json", "attacks.json")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Network:
-    """One network: where it comes from, how it trained, and its widths from high to low."""
+    """One network: where it comes from, how it trained, its widths from high to low, and what attacks did to it."""
 
     label: str
     model: str
@@ -73,6 +76,8 @@ class Network:
     training: Json = field(default_factory=dict)
     versions: Json = field(default_factory=dict)
     machine: Json | None = None
+    attacks: Json | None = None
+    pictures: Pictures | None = None
 
 
 def collect(paths: Sequence[Path], *, results: Sequence[Path] = ()) -> tuple[Network, ...]:
@@ -121,7 +126,21 @@ def _from_run(folder: Path, label: str, artefacts: Sequence[Artefact], more: Seq
         training=info.training,
         versions=read_json(folder / runs.CONFIG).get("versions", {}),
         machine=_machine(rows, documents),
+        attacks=_attacks(folder / runs.RESULTS),
+        pictures=open_pictures(folder / runs.RESULTS / FOLDER),
     )
+
+
+def _attacks(results: Path) -> Json | None:
+    """Return the whole evaluation of `edgeq transfer`, or else the one of `edgeq evaluate --attacks`."""
+    found = next((path for name in ATTACKS if (path := results / name).exists()), None)
+    if found is None:
+        return None
+    body = _document(found)
+    missing = [name for name in ("headline", "cells", "plan", "integer", "warnings") if name not in body]
+    if missing:
+        raise InputError(f"expected {missing[0]} in {found}, got none; run edgeq transfer again")
+    return body
 
 
 def _from_artefacts(name: str, artefacts: Sequence[Artefact], documents: Sequence[Json]) -> Network:

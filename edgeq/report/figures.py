@@ -50,8 +50,8 @@ def curves(network: Network) -> str:
         return ""
     from matplotlib.ticker import MaxNLocator
 
-    with _style():
-        figure, axes = _new(6.4, 3.4)
+    with drawing():
+        figure, axes = new_axes(6.4, 3.4)
         ends = []
         for bits, line in sorted(points.items(), reverse=True):
             epochs, values = zip(*line, strict=True)
@@ -63,7 +63,7 @@ def curves(network: Network) -> str:
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _svg(figure, "Accuracy of each width after each epoch of training")
+        return to_svg(figure, "Accuracy of each width after each epoch of training")
 
 
 def pareto(rows: Sequence[Row]) -> str:
@@ -71,8 +71,8 @@ def pareto(rows: Sequence[Row]) -> str:
     points = [(r.size_bytes / 1024, 100 * r.accuracy, r) for r in rows if r.size_bytes and r.accuracy is not None]
     if len(points) < 2:
         return ""
-    with _style():
-        figure, axes = _new(6.4, 3.4)
+    with drawing():
+        figure, axes = new_axes(6.4, 3.4)
         best = [p for p in points if not any(q[0] <= p[0] and q[1] > p[1] for q in points)]  # nothing beats it in both
         line = sorted(point[:2] for point in best)
         axes.plot(*zip(*line, strict=True), color=INK, linewidth=0.8, alpha=0.35, zorder=1)
@@ -92,7 +92,7 @@ def pareto(rows: Sequence[Row]) -> str:
         _plain_ticks(axes, sizes)
         axes.set_xlabel("size of the model, KiB (logarithmic)")
         axes.set_ylabel("test accuracy, %")
-        return _svg(figure, "Test accuracy against the size of the model")
+        return to_svg(figure, "Test accuracy against the size of the model")
 
 
 def latencies(rows: Sequence[Row]) -> str:
@@ -100,8 +100,8 @@ def latencies(rows: Sequence[Row]) -> str:
     measured = [(row.bits, row.latency) for row in rows if row.latency is not None]
     if not measured:
         return ""
-    with _style():
-        figure, axes = _new(12.4, 0.9 + 0.34 * len(measured))
+    with drawing():
+        figure, axes = new_axes(12.4, 0.9 + 0.34 * len(measured))
         for place, (bits, latency) in enumerate(measured):
             p50 = latency["p50_ms"]
             axes.barh(place, p50, height=0.55, color=COLOURS[bits])
@@ -112,16 +112,18 @@ def latencies(rows: Sequence[Row]) -> str:
         axes.invert_yaxis()
         axes.set_xlim(0, 1.15 * max(latency["high_ms"] for _, latency in measured))
         axes.set_xlabel("median latency, ms, with its interval")
-        return _svg(figure, "Median latency of each width")
+        return to_svg(figure, "Median latency of each width")
 
 
-def _style():
+def drawing():
+    """Return matplotlib's settings for the block."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
-def _new(width: float, height: float) -> "tuple[Figure, Axes]":
+def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
+    """Return a figure with one pair of axes, and a faint grid behind."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -159,7 +161,8 @@ def _plain_ticks(axes: "Axes", sizes: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _svg(figure: "Figure", title: str) -> str:
+def to_svg(figure: "Figure", title: str) -> str:
+    """Return the figure as SVG text that follows the page."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()

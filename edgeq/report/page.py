@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeq import __version__
 from edgeq.bench.verdict import Point, verdict
+from edgeq.report.attacks import attack_section
 from edgeq.report.collect import Json, Network, Row
 from edgeq.report.figures import curves, latencies, pareto
 
@@ -37,6 +38,9 @@ td.text { text-align: left; white-space: normal; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 700; }
 .verdict { border-left: 3px solid var(--line); padding: 4px 14px; margin: 18px 0; }
 details { margin: 14px 0; } summary { cursor: pointer; color: var(--soft); }
+.heats { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 16px; margin: 18px 0; }
+.heat td, .heat th { padding: 5px 8px; text-align: center; border: 0; } .heat td:first-child { text-align: left; }
+.heat .own { outline: 2px solid var(--ink); outline-offset: -2px; } .pixels { image-rendering: pixelated; }
 @media (max-width: 560px) { .figures { grid-template-columns: 1fr; } }
 """
 
@@ -63,7 +67,8 @@ def _network(network: Network) -> str:
     return (
         f"<section><h2>{escape(network.model)} on {escape(network.data)}</h2>"
         f'<p class="soft">{escape(network.label)}</p>{_cards(network.rows)}{_table(network.rows)}{_verdict(network)}'
-        f'<div class="figures">{drawn}</div>{_proofs(network.rows)}{_setup(network)}</section>'
+        f'<div class="figures">{drawn}</div>{attack_section(network.attacks, network.pictures)}'
+        f"{_proofs(network.rows)}{_setup(network)}</section>"
     )
 
 
