@@ -10,7 +10,8 @@ A training that was stopped goes on where it stopped; a finished one is used aga
 anew.
 
 The float network trains alone for the first half of the epochs, because an epoch with all widths costs as much as six
-of those; the widths then enter, two an epoch. Each width's ranges are calibrated on held-out images when it enters.
+of those; the widths then enter, two an epoch, and a step trains some of them. Each width's ranges are calibrated on
+held-out images when it enters.
 """
 
 import copy
@@ -31,6 +32,7 @@ from edgeq.cli.measure import integer_row, record_accuracies
 from edgeq.cli.talk import Talk
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, batches, holdout, load
+from edgeq.defenses import Standard
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.export import Artefact, Certificate, save, verify
@@ -76,6 +78,7 @@ class Tour:
             epochs=self.epochs,
             batch_size=self.batch_size,
             curriculum=Curriculum(alone=7 / 12, stage=0.5 / 12),  # two widths an epoch
+            standard=Standard(widths_per_step=4),
             seed=self.seed,
         )
 

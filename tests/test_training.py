@@ -18,6 +18,7 @@ from edgeq.average import Average
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, Split, load
 from edgeq.defenses import Standard, StandardObjective
+from edgeq.defenses.standard import drawn
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.files import load_tensors, save_tensors
@@ -332,6 +333,17 @@ def test_the_objective_is_the_mean_over_the_active_widths() -> None:
     losses = objective(images, labels, (32, 8))
     torch.testing.assert_close(losses["loss"].detach(), (losses["ce_32"] + losses["ce_8"]) / 2)
     assert set(losses) == {"loss", "ce_32", "ce_8"}
+
+
+def test_a_step_of_some_widths_has_the_highest_and_the_lowest() -> None:
+    active = (32, 8, 5, 4, 3, 2)
+    steps = [drawn(active, 4, (0, 0, batch, 0)) for batch in range(40)]
+    assert all(step[0] == 32 and step[-1] == 2 and len(set(step)) == 4 for step in steps)
+    assert all(list(step) == sorted(step, reverse=True) for step in steps)
+    assert {b for step in steps for b in step} == set(active)
+    assert drawn(active, 4, (0, 1, 2, 0)) == drawn(active, 4, (0, 1, 2, 3))  # whatever the process
+    assert drawn((32, 8), 4, (0, 0, 0, 0)) == (32, 8) and drawn((8,), 2, (0, 0, 0, 0)) == (8,)
+    assert drawn(active, 0, (0, 0, 0, 0)) == active and drawn(active, 2, (0, 0, 0, 0)) == (32, 2)
 
 
 @pytest.mark.parametrize("scales", ["learned", "observer"])

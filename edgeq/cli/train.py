@@ -38,6 +38,7 @@ class Train(AbstractCommand):
         alone: Fraction of the epochs, at the beginning, in which the highest width trains alone.
         distill: Weight of the distillation from the next higher width; it costs accuracy in short trainings.
         label_smoothing: Of the cross-entropy.
+        widths_per_step: Train the highest, the lowest and random other widths, so many a step; 0 for all.
         batchnorm: One BatchNorm per width, or one shared by all.
         scales: Learned step sizes, or those of an observer.
         edge_bits: Width of the first and last layer where the others have fewer bits; 0 gives them the others' width.
@@ -90,6 +91,7 @@ class Train(AbstractCommand):
     alone: float = 0.0
     distill: float = 0.0
     label_smoothing: float = 0.0
+    widths_per_step: int = 0
     batchnorm: Literal["per-bit", "shared"] = "per-bit"
     scales: Literal["learned", "observer"] = "learned"
     edge_bits: int = 8
@@ -149,7 +151,7 @@ class Train(AbstractCommand):
             weight_decay=self.weight_decay,
             deployed=self.deployed,
             curriculum=Curriculum(enabled=self.curriculum, stage=self.stage, alone=self.alone),
-            standard=Standard(distill=self.distill, label_smoothing=self.label_smoothing),
+            standard=Standard(self.distill, self.label_smoothing, self.widths_per_step),
             patches=self._patches(),
             triqdef=self._triqdef(),
             dwq=DWQ(eps=self.pgd_eps, steps=self.pgd_steps),

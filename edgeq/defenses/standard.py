@@ -4,14 +4,19 @@
 
 where t is the next higher active width (recursive distillation, as in Any-Precision networks, arXiv 1911.07346), whose
 logits are constants here; the highest width has no teacher and d_b = 0.
+
+`widths_per_step` trains the highest and the lowest active width and random ones between them in a step, instead of all
+(the sandwich rule of slimmable networks, arXiv 1903.05134): the cost of a step follows the widths that are in it.
 """
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from edgeq.data.seeds import generator
 from edgeq.defenses.base import NO_KEY, AbstractObjective, Key, Losses
 from edgeq.errors import InputError
 from edgeq.quant.bits import at_bits
@@ -26,10 +31,12 @@ class Standard:
         distill: Weight of the distillation term of every width but the highest, 0 to 1. Off by default: in short
             trainings it cost 8 to 12 points at every width (docs/results.md).
         label_smoothing: Of the cross-entropy.
+        widths_per_step: Widths in a step, 2 or more; 0 for all that are active.
     """
 
     distill: float = 0.0
     label_smoothing: float = 0.0
+    widths_per_step: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -37,6 +44,11 @@ class Standard:
             raise InputError(f"expected distill between 0 and 1, got {self.distill}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InputError(f"expected label_smoothing from 0 to below 1, got {self.label_smoothing}")
+        if self.widths_per_step < 0 or self.widths_per_step == 1:
+            raise InputError(
+                f"expected 2 or more widths per step (the highest, the lowest, others), got {self.widths_per_step}; "
+                "0 takes all"
+            )
 
 
 class StandardObjective(AbstractObjective):
@@ -53,11 +65,11 @@ class StandardObjective(AbstractObjective):
         active: tuple[int, ...],
         key: Key = NO_KEY,
     ) -> Losses:
-        """Return `loss` and the cross-entropy of each active width (`ce_8`, …)."""
+        """Return `loss` and the cross-entropy of each width in the step (`ce_8`, …)."""
         losses: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         teacher: Tensor | None = None
-        for bits in active:
+        for bits in drawn(active, self.choices.widths_per_step, key):
             with at_bits(self.net, bits):
                 logits = self.net(images)
             ce = F.cross_entropy(logits, labels, label_smoothing=self.choices.label_smoothing)
@@ -71,3 +83,12 @@ class StandardObjective(AbstractObjective):
             teacher = F.log_softmax(logits.detach(), 1)
         losses["loss"] = sum(terms, start=terms[0] * 0.0) / len(terms)
         return losses
+
+
+def drawn(active: tuple[int, ...], count: int, key: Key) -> tuple[int, ...]:
+    """Return the highest and the lowest width and random ones between, `count` in all, from high to low."""
+    if count == 0 or count >= len(active):
+        return active
+    order = torch.randperm(len(active) - 2, generator=generator("widths", *key[:3]))  # the same in every process
+    between = sorted(order[: count - 2].tolist())
+    return (active[0], *(active[1 + i] for i in between), active[-1])
