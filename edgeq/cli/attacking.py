@@ -41,6 +41,7 @@ class AbstractAttacking(AbstractCommand, ABC):
         images: Test images to judge on.
         effort: How hard the attacks try; auto is standard, or quick with --quick.
         quick: A first look: 100 images, 6x6, located and gap, each and joint, little effort.
+        random: Also attack a network that draws a width for every image; "joint" is its white box.
         simulated: Leave the integer models in ONNX Runtime out.
         seed: Decides images and patches.
         device: Where to make the patches.
@@ -55,6 +56,7 @@ class AbstractAttacking(AbstractCommand, ABC):
         None
     )
     quick: bool = False
+    random: bool = False
     simulated: bool = False
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -72,7 +74,7 @@ class AbstractAttacking(AbstractCommand, ABC):
 
     def idle(self) -> str:
         """Return an option that was given and means something under attack alone, or nothing."""
-        given = {name: getattr(self, name) for name in (*QUICK, "quick", "simulated")}
+        given = {name: getattr(self, name) for name in (*QUICK, "quick", "random", "simulated")}
         return next((name for name, value in given.items() if value not in ((), None, "auto", False)), "")
 
     def on_device(self) -> str:
@@ -90,6 +92,7 @@ def attack(
     Raises:
         Stopped: By Ctrl-C or SIGTERM.
     """
+    from edgeq.defenses import RandomWidth
     from edgeq.robustness import attack_matrix
     from edgeq.robustness.store import FOLDER
     from edgeq.runs import RESULTS
@@ -104,6 +107,7 @@ def attack(
                 command.plan(),
                 folder=folder,
                 bits=bits,
+                victims={"random": RandomWidth(net, bits, seed=command.seed)} if command.random else {},
                 integer=not command.simulated,
                 progress=shown.take,
             )

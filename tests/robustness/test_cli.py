@@ -24,6 +24,7 @@ def _json(capsys: pytest.CaptureFixture[str], args: str) -> tuple[dict, str]:
     return json.loads(out), err
 
 
+@pytest.mark.slow
 def test_transfer_measures_keeps_and_repeats(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body, err = _json(capsys, f"transfer run {SMALL}")
     assert body["command"] == "transfer"
@@ -37,8 +38,10 @@ def test_transfer_measures_keeps_and_repeats(here: Path, capsys: pytest.CaptureF
     assert kept["cells"] == body["cells"]
     # the same cells serve evaluate, which makes nothing anew
     cells = {path: path.stat().st_mtime_ns for path in (here / "run/results/robustness").glob("*")}
-    again, _ = _json(capsys, f"evaluate run {SMALL}")
-    assert again["attacks"]["cells"] == body["cells"]
+    again, _ = _json(capsys, f"evaluate run {SMALL} --random")
+    assert [line["name"] for line in again["attacks"]["headline"]] == ["32", "4", "random"]
+    for cell, before in zip(again["attacks"]["cells"], body["cells"], strict=True):
+        assert cell["results"][:2] == before["results"]
     assert [row["bits"] for row in again["results"]] == [32, 4]
     assert {path: path.stat().st_mtime_ns for path in (here / "run/results/robustness").glob("*")} == cells
 
