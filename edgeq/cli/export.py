@@ -1,4 +1,4 @@
-"""`edgeq export`: integer-only models with their proofs."""
+"""`edgeq export`: integer-only models with their proofs, of a run or of another tool's quantized ONNX file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder
+from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder, MaybeData
 from edgeq.cli.talk import Talk
+from edgeq.errors import InputError
 from edgeq.export import TARGETS
 from edgeq.export.dialects import dialect
 
+Numbers = Annotated[tuple[float, ...], arg(metavar="X …")]
 Target = Annotated[str, arg(metavar="|".join(TARGETS))]
 
 PROOF_IMAGES = 16  # real images that the quick verification may choose from
@@ -21,21 +23,34 @@ class Export(AbstractCommand):
     """Lower widths of a run to integer-only models and write artefact folders, each with its proof.
 
     Attributes:
-        folder: A run folder.
+        folder: A run folder; or an ONNX file that ONNX Runtime's tools or Brevitas quantized.
         out: Artefact folder to make; with several widths OUT-b8, OUT-b4 and so on.
         bits: Widths below 32.
         target: The dialect of the model: packed ONNX for ONNX Runtime, integers alone for auditors and compilers,
             signed Q/DQ for TensorRT, or Quant operators of any width for the qonnx package and FINN.
+        mean: For an ONNX file: it was made for x = (pixel / 255 - mean) / std; one number, or one per channel.
+        std: For an ONNX file: see mean.
+        data: For an ONNX file: count differences from the original on test images of this data, and take its class
+            names.
     """
 
-    folder: Positional[Annotated[Path, arg(metavar="RUN")]]
+    folder: Positional[Annotated[Path, arg(metavar="RUN|FILE")]]
     out: Folder
     bits: AllWidths = ()
     target: Target = "ort"
+    mean: Numbers = (0.0,)
+    std: Numbers = (1.0,)
+    data: MaybeData = ""
 
     def run(self, talk: Talk) -> Document:
         """Lower everything first, so that a width that cannot be lowered leaves nothing behind."""
         dialect(self.target)  # a wrong one is refused before anything is loaded
+        if self.folder.is_file():
+            return self._file(talk)
+        if self.data or self.mean != (0.0,) or self.std != (1.0,):
+            raise InputError(
+                f"expected --data, --mean and --std with an ONNX file only, got {self.folder}; a run knows its own"
+            )
         with talk.busy("loading torch"):
             from edgeq.cli.artefacts import model_sha256, open_artefact, origin
             from edgeq.cli.measure import check_widths, load_fitting
@@ -70,3 +85,11 @@ class Export(AbstractCommand):
             [(r["artefact"], str(r["bits"]), str(r["size_bytes"]), "yes") for r in rows],
         )
         return {"run": str(self.folder), "artefacts": rows}
+
+    def _file(self, talk: Talk) -> Document:
+        """Import a quantized ONNX file, and say what that changes."""
+        if self.bits:
+            raise InputError(f"expected no --bits with an ONNX file, got {self.bits}; it has the widths that it has")
+        from edgeq.cli.imports import imported_file
+
+        return imported_file(self, talk)
