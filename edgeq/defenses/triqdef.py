@@ -135,7 +135,7 @@ class TriQDefObjective(AbstractObjective):
                 values = self.net.values(shown, keep=keep)
             logits[bits] = values[self.net.names[-1]].real
             if keep:
-                maps.append([values[name].real[rows] for name in keep])
+                maps.append([values[name]._replace(codes=values[name].codes[rows]).real for name in keep])
         return logits, [torch.stack(tap) for tap in zip(*maps, strict=True)]
 
 
