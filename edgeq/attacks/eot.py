@@ -56,6 +56,9 @@ class EOT:
         return self.rotation == 0.0 and self.scale == (1.0, 1.0)
 
 
+ROUNDING = 1e-6  # how far outside 0 and 1 a blend of values inside may land
+
+
 def pixels(region: Region = "anywhere") -> EOT:
     """Return the views that only move the patch, pixel for pixel."""
     return EOT(rotation=0.0, scale=(1.0, 1.0), brightness=0.0, region=region)
@@ -99,14 +102,21 @@ def apply(images: Float[Tensor, "n c h w"], patch: Float[Tensor, "#n c k k"], vi
     """Return the images with the patch as each view shows it; differentiable in both."""
     n = len(images)
     gain = views.gain.to(images)[:, None, None, None]
-    lit = (patch * gain).clamp(0.0, 1.0) if bool((views.gain != 1).any()) else patch.expand(n, -1, -1, -1)
+    lit = _bounded(patch * gain) if bool((views.gain != 1).any()) else patch.expand(n, -1, -1, -1)
     if views.places is not None:
         return paste(images, lit, views.places.to(images.device))
     theta = _theta(views, patch.shape[-1], (images.shape[2], images.shape[3])).to(images)
     grid = F.affine_grid(theta, [n, 1, images.shape[2], images.shape[3]], align_corners=False)
     opaque = torch.cat([lit, torch.ones_like(lit[:, :1])], 1)
     seen = F.grid_sample(opaque, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (images * (1.0 - seen[:, -1:]) + seen[:, :-1]).clamp(0.0, 1.0)  # the sampled colours carry A already
+    return _bounded(images * (1.0 - seen[:, -1:]) + seen[:, :-1])  # the sampled colours carry A already
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """Return x within 0 and 1. Unlike clamp's, its gradient lives at 0 and 1 too: black may become brighter again."""
+    fixed = x.detach().clamp(0.0, 1.0)
+    inside = (x.detach() - fixed).abs() <= ROUNDING
+    return torch.where(inside, x + (fixed - x.detach()), fixed)
 
 
 def _theta(views: Views, size: int, image_size: tuple[int, int]) -> Tensor:

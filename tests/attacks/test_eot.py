@@ -86,6 +86,17 @@ def test_gradients_reach_patch_and_image(eot: EOT, patches: int) -> None:
     assert torch.autograd.gradcheck(lambda x, p: apply(x, p, views), (images, patch), fast_mode=True)
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0])
+@pytest.mark.parametrize("eot", [EOT(), EOT(brightness=0.0)])
+def test_black_and_white_pixels_keep_their_gradient(eot: EOT, level: float) -> None:
+    patch = torch.full((1, 3, 8, 8), level, requires_grad=True)
+    views = draw_views(eot, 40, size=8, image_size=(SIDE, SIDE), gen=torch.Generator().manual_seed(0))
+    seen = apply(random_images(40).float() / 255.0, patch, views)
+    assert float(seen.detach().min()) >= 0.0 and float(seen.detach().max()) <= 1.0
+    (grad,) = torch.autograd.grad(seen.sum(), patch)
+    assert bool((grad > 0).all())
+
+
 def test_batched_equals_one_by_one() -> None:
     images, patch = _images(4), torch.rand(4, 3, 4, 4)
     views = _views(EOT(), 4)
