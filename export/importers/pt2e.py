@@ -160,7 +160,7 @@ class _Translation:
 
     def _constant(self, value: np.ndarray | np.generic, name: str = "") -> str:
         name = name or f"constant_{len(self.constants)}"
-        self.constants.append(self.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(self.from_array(np.array(value, order="C"), name))
         return name
 
     def _write(self, node: fx.Node, op: str, inputs: Sequence[fx.Node | str | None], out: str = "", **attributes: Any):
