@@ -78,7 +78,7 @@ class Tour:
             epochs=self.epochs,
             batch_size=self.batch_size,
             curriculum=Curriculum(alone=7 / 12, stage=0.5 / 12),  # two widths an epoch
-            standard=Standard(widths_per_step=4),
+            standard=Standard(widths_per_step=3),
             seed=self.seed,
         )
 
