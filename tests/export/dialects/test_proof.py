@@ -93,7 +93,13 @@ def test_an_artefact_verifies(graphs, tmp_path: Path) -> None:
     graph = graphs.resnet(4, width=4, blocks=1, size=8)
     certificate = verify(save(graph, path=tmp_path / "art", target="proof"))
     assert certificate.exact and certificate.target == "proof" and not certificate.needs_vnni
-    assert {proof.claim for proof in certificate.proofs} == {"translation", "inequality", "int32", "requantizer", "table"}
+    assert {proof.claim for proof in certificate.proofs} == {
+        "translation",
+        "inequality",
+        "int32",
+        "requantizer",
+        "table",
+    }
     edges = next(run for run in certificate.runs if run.engine == "onnxruntime:all:edges")
     assert edges.tensors == len(graph.nodes)
 
