@@ -248,7 +248,7 @@ def _parts(node: Conv, edge: Edge) -> list[slice]:
     channels = node.weight.shape[1]
     magnitude = np.abs(node.weight.astype(np.int64)).sum((2, 3)) * edge.reach  # out, in per group
     if _largest(magnitude.sum(1)) <= FLOAT32_EXACT:
-        return [slice(0, channels)]
+        return [slice(None)]
     if node.groups > 1 or _largest(magnitude) > FLOAT32_EXACT:
         return []
     parts, start, total = [], 0, np.zeros(len(magnitude), np.int64)

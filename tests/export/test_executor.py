@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import numpy as np
@@ -47,6 +48,18 @@ def test_sums_beyond_float32_are_exact(graphs, groups: int) -> None:
     images = graphs.images(graph := b.graph("wide"), 2)
     images[1] = 255
     assert 4 * FLOAT32_EXACT < 9 * 512 * 127 * 128
+    assert_same(graph, images)
+
+
+def test_a_grouped_layer_whose_bias_alone_is_large_is_exact(graphs) -> None:
+    """Its sums of products fit into float32, those with the bias do not."""
+    b = graphs.Builder((4, 3, 3))
+    x = b.conv(INPUT, 4, groups=4, padding=(1, 1, 1, 1))
+    graph = b.graph(x)
+    node = graph.nodes[0]
+    large = dataclasses.replace(node, bias=np.full(4, (1 << 24) + 3, np.int32))
+    graph = dataclasses.replace(graph, nodes=(large, *graph.nodes[1:]))
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 3, 3), np.uint8)
     assert_same(graph, images)
 
 

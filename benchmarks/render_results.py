@@ -1,0 +1,143 @@
+"""Write the tables of docs/results.md from the JSON files beside it, so that no figure is typed by hand.
+
+    python benchmarks/render_results.py           # rewrites the tables in place
+    python benchmarks/render_results.py --check   # exit code 1 where a table is not what its file says
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`; NAME is one of `TABLES`.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from edgeq.files import read_json, write_text
+
+DOCS = Path(__file__).parents[1] / "docs"
+BITS = ("32", "8", "5", "4", "2")
+METHODS = ("minmax", "percentile", "entropy", "mse")
+MISSING = "*Not measured yet.*"
+Body = dict[str, Any]  # JSON
+
+
+def latency(body: Body) -> str:
+    """Return medians and bytes of ResNet-20's artefacts beside quantize_static."""
+    rows = [
+        (
+            name,
+            f"{r['p50_us']} ({r['low_us']}-{r['high_us']})",
+            r["of_quantize_static"],
+            r["bytes"],
+            r["bytes_of_8_bits"],
+        )
+        for name, r in body["table"].items()
+    ]
+    return table(("model", "p50, µs (95 %)", "of quantize_static", "bytes", "of 8 bits"), rows)
+
+
+def training_step(body: Body) -> str:
+    """Return the time of one shared step."""
+    rows = [
+        (name, r["median_ms"], f"{r['min_ms']} to {r['max_ms']}", r["times_edgeq_float32"])
+        for name, r in body["table"].items()
+    ]
+    return table(("step", "median, ms", "range", "times edgeq float32"), rows)
+
+
+def shared(body: Body) -> str:
+    """Return accuracies: shared against dedicated, by variant."""
+    arms = body["arms"]
+    dedicated: dict[str, Body] = {}
+    rows = []
+    for arm, figures in arms.items():
+        found = re.match(r"\w+?-dedicated(\d+)-(\w+)", arm)
+        if found:
+            dedicated.setdefault(found[2], {})[found[1]] = figures.get(found[1])
+        else:
+            rows.append((arm.partition("-")[2], *(_figure(figures.get(b)) for b in BITS)))
+    for scales, figures in dedicated.items():
+        if scales == "observer" and "learned" in dedicated:
+            figures = {"32": dedicated["learned"].get("32"), **figures}
+        rows.insert(0, (f"dedicated-{scales}", *(_figure(figures.get(b)) for b in BITS)))
+    return table(("arm", *(f"{b} bits" for b in BITS)), rows)
+
+
+def post_training(body: Body) -> str:
+    """Return accuracies of the dedicated float network, quantized after training."""
+    figures = next((f for arm, f in body["arms"].items() if "dedicated32" in arm), None)
+    if figures is None:
+        return MISSING
+    rows = [
+        (method, _figure(figures["32"]), *(_figure(figures.get(f"ptq-{method}-{b}")) for b in BITS[1:]))
+        for method in METHODS
+    ]
+    return table(("method", *(f"{b} bits" for b in BITS)), rows)
+
+
+def snapping(body: Body) -> str:
+    """Return what the short multipliers cost: accuracy with them minus accuracy with exact ones."""
+    rows = []
+    for arm, figures in body["arms"].items():
+        if "-shared-" in arm:
+            rows.append((arm.partition("-")[2], *(_difference(figures, b) for b in BITS[1:])))
+    return table(("arm", *(f"{b} bits" for b in BITS[1:])), rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[Body], str]]] = {
+    "latency": ("latency.json", latency),
+    "training_step": ("training_step.json", training_step),
+    "shared_cifar": ("shared_cifar.json", shared),
+    "ptq_cifar": ("shared_cifar.json", post_training),
+    "snapping_cifar": ("shared_cifar.json", snapping),
+    "shared_signs": ("shared_signs.json", shared),
+    "ptq_signs": ("shared_signs.json", post_training),
+    "snapping_signs": ("shared_signs.json", snapping),
+}
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def render(text: str, folder: Path) -> str:
+    """Return the page with every table made anew."""
+
+    def fresh(found: re.Match[str]) -> str:
+        name = found[1]
+        file, make = TABLES[name]
+        made = make(read_json(folder / file)) if (folder / file).exists() else MISSING
+        return f"<!-- {name} -->\n{made}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fresh, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Rewrite the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    page = DOCS / "results.md"
+    before = page.read_text(encoding="utf-8")
+    after = render(before, DOCS / "results")
+    if args.check:
+        sys.exit(0 if before == after else "docs/results.md is not what docs/results/*.json say; render it again")
+    write_text(page, after)
+
+
+def _figure(figure: Body | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure['mean']:.2f}" + (f" ± {figure['std']:.2f}" if figure["std"] is not None else "")
+
+
+def _difference(figures: Body, bits: str) -> str:
+    pairs = zip(figures[bits]["values"], figures[f"{bits}-unsnapped"]["values"], strict=True)
+    return " ".join(f"{a - b:+.2f}" for a, b in pairs)
+
+
+if __name__ == "__main__":
+    main()
