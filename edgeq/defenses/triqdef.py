@@ -135,8 +135,29 @@ class TriQDefObjective(AbstractObjective):
                 values = self.net.values(shown, keep=keep)
             logits[bits] = values[self.net.names[-1]].real
             if keep:
-                maps.append([values[name]._replace(codes=values[name].codes[rows]).real for name in keep])
+                kept = [values[name] for name in keep]
+                maps.append([v._replace(codes=_Rows.apply(v.codes, rows.start, rows.stop)).real for v in kept])
         return logits, [torch.stack(tap) for tap in zip(*maps, strict=True)]
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a batch of maps, whose gradient keeps the layout of the maps.
+
+    The penalty's gradient comes back with its channels apart. A plain slice would pass that layout on, and all of the
+    backward pass behind the tap would run in it, at half the speed.
+    """
+
+    @staticmethod
+    def forward(ctx, maps: Tensor, start: int, stop: int) -> Tensor:
+        ctx.rows, ctx.shape = slice(start, stop), maps.shape
+        return maps[start:stop].clone()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        whole = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last).zero_()
+        whole[ctx.rows] = grad
+        return whole, None, None
 
 
 def input_gradients(
