@@ -1,0 +1,145 @@
+"""What a purifier is, and how it stands before a classifier.
+
+A purifier maps images to images of the same size in [0, 1]. A stochastic one takes what is random from a `Draw`, so
+that every result can be made again: nothing reads or moves the global random state. `Purified` puts a purifier in
+front of any victim of `edgeq.attacks` and averages the logits of several draws.
+
+Gradients always exist: the clamp to [0, 1] and the choice of a codeword pass them straight through.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from edgeq.data.seeds import generator
+from edgeq.errors import InputError
+from edgeq.purifiers.blocks import check_shape
+
+Victim = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where the noise of a stochastic purifier comes from.
+
+    Attributes:
+        seed: One number or several.
+        shared: The same noise for every image (a device with a fixed seed), or fresh noise for each.
+    """
+
+    seed: int | tuple[int, ...] = 0
+    shared: bool = True
+
+    def normal(self, like: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Return standard normal noise of the shape of `like`; drawn on the CPU, so that devices agree."""
+        shape = (1, *like.shape[1:]) if self.shared else tuple(like.shape)
+        noise = torch.randn(shape, generator=generator("purifier", repr(self.seed))).to(like)
+        return noise.expand_as(like)
+
+
+FIXED = Draw()
+
+
+class AbstractPurifier(nn.Module, ABC):
+    """Images to images.
+
+    Attributes:
+        stochastic: Whether the result depends on the draw.
+    """
+
+    stochastic: bool
+
+    def forward(
+        self, images: Shaped[Tensor, "n c h w"], *, draw: Draw = FIXED, temperature: float = 0.0
+    ) -> Float[Tensor, "n c h w"]:
+        """Purify bytes or floats in [0, 1].
+
+        Args:
+            images: What to purify.
+            draw: Noise of a stochastic purifier.
+            temperature: 0 is the purifier; above it, codewords are chosen softly, for attacks alone.
+        """
+        check_shape(tuple(images.shape))
+        raw = self.decode(self.squeeze(self.encode(as_unit(images)), draw, temperature)) / 2 + 0.5
+        return raw + (raw.clamp(0.0, 1.0) - raw).detach()
+
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        """Return the latent vectors of images in -1...1."""
+
+    @abstractmethod
+    def squeeze(self, latent: Float[Tensor, "n d h w"], draw: Draw, temperature: float) -> Float[Tensor, "n d h w"]:
+        """Pass the bottleneck."""
+
+    @abstractmethod
+    def decode(self, latent: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """Return images, about -1...1."""
+
+    @abstractmethod
+    def bits_per_image(self, image_shape: tuple[int, ...]) -> float:
+        """Return an upper bound of what the bottleneck can carry."""
+
+    @abstractmethod
+    def not_exportable(self) -> str:
+        """Return why the purifier cannot run in integers; empty if it can."""
+
+
+def as_unit(images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Return bytes or floats in [0, 1] as -1...1."""
+    if images.dtype == torch.uint8:
+        return images.float() / 127.5 - 1.0
+    if not images.is_floating_point():
+        raise InputError(f"expected uint8 images or floats in [0, 1], got {images.dtype}; convert them")
+    return images * 2.0 - 1.0
+
+
+def to_bytes(images: Float[Tensor, "n c h w"]) -> Shaped[Tensor, "n c h w"]:
+    """Return images in [0, 1] as bytes."""
+    return (images.detach() * 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Purified:
+    """A purifier and the victim behind it; itself a victim.
+
+    Attributes:
+        purifier: The purifier.
+        victim: Logits of images in [0, 1].
+        samples: Draws whose logits are averaged; 1 for a deterministic purifier.
+        draw: Seed of the draws, and whether images share them.
+        temperature: Of a soft choice of codewords; 0 but in attacks.
+    """
+
+    purifier: AbstractPurifier
+    victim: Victim
+    samples: int = 1
+    draw: Draw = FIXED
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the number of draws."""
+        if self.samples < 1 or (self.samples > 1 and not self.purifier.stochastic):
+            raise InputError(
+                f"expected 1 draw of a deterministic purifier, or more of a stochastic one, got {self.samples}"
+            )
+
+    def __call__(self, images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "*members n classes"]:
+        """Return the mean logits."""
+        total = self.victim(self.purified(images, 0))
+        for k in range(1, self.samples):
+            total = total + self.victim(self.purified(images, k))
+        return total / self.samples
+
+    def purified(self, images: Shaped[Tensor, "n c h w"], k: int) -> Float[Tensor, "n c h w"]:
+        """Return the images of the k-th draw."""
+        return self.purifier(images, draw=sample(self.draw, k), temperature=self.temperature)
+
+
+def sample(draw: Draw, k: int) -> Draw:
+    """Return the k-th of the independent draws that a draw stands for; the first is itself."""
+    seed = draw.seed if isinstance(draw.seed, tuple) else (draw.seed,)
+    return draw if k == 0 else replace(draw, seed=(*seed, k))

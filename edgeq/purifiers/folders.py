@@ -1,0 +1,106 @@
+"""The run folder of a purifier: the same files as a classifier's, see `edgeq.runs`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq import runs
+from edgeq.errors import InputError
+from edgeq.files import load_tensors, read_json, save_tensors, write_json
+from edgeq.purifiers.base import AbstractPurifier
+from edgeq.purifiers.config import PurifierConfig, plain, restored
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PurifierInfo:
+    """What the folder says about itself.
+
+    Attributes:
+        config: All choices of the training.
+        image_shape: (channels, height, width) of the images it was trained on.
+    """
+
+    config: PurifierConfig
+    image_shape: tuple[int, int, int]
+
+
+def write_info(folder: Path, info: PurifierInfo) -> None:
+    """Write config.json."""
+    body = {
+        "format": FORMAT,
+        "purifier": plain(info.config),
+        "image_shape": list(info.image_shape),
+        "versions": runs.versions(),
+        "hardware": runs.hardware(),
+    }
+    write_json(folder / runs.CONFIG, body)
+
+
+def read_info(folder: str | os.PathLike[str]) -> PurifierInfo:
+    """Read config.json, or say what is wrong with the folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        came = "a file" if folder.exists() else "nothing"
+        raise InputError(f"expected a purifier's run folder {folder}, got {came}; train one with edgeq purify train")
+    body = read_json(folder / runs.CONFIG)
+    if not isinstance(body, dict) or "purifier" not in body:
+        raise InputError(f"expected a purifier's run in {folder}, got another run; name one of edgeq purify train")
+    try:
+        if body["format"] != FORMAT:
+            raise InputError(f"expected format {FORMAT} in {folder}, got {body['format']}; use the edgeq that made it")
+        channels, height, width = body["image_shape"]
+        return PurifierInfo(restored(body["purifier"]), (int(channels), int(height), int(width)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"expected a purifier's config.json in {folder}, got one without or with a wrong {error}; train it again"
+        ) from error
+
+
+def save_weights(folder: Path, purifier: AbstractPurifier) -> None:
+    """Write weights.safetensors."""
+    save_tensors(folder / runs.WEIGHTS, purifier.state_dict())
+
+
+def load_purifier(folder: str | os.PathLike[str], *, device: str = "cpu") -> tuple[PurifierInfo, AbstractPurifier]:
+    """Return a purifier's description and the trained purifier, in evaluation mode."""
+    folder = Path(folder)
+    info = read_info(folder)
+    path = folder / runs.WEIGHTS
+    if not path.exists():
+        hint = "resume it with edgeq purify train --resume" if (folder / runs.STATE).exists() else "train it first"
+        raise InputError(f"expected {runs.WEIGHTS} in {folder}, got none: the run has not finished; {hint}")
+    purifier = info.config.method.build(info.image_shape, info.config.batch_size)
+    tensors, wanted = load_tensors(path), purifier.state_dict()
+    wrong = sorted(wanted.keys() ^ tensors.keys()) or sorted(
+        n for n, t in wanted.items() if tensors[n].shape != t.shape
+    )
+    if wrong:
+        raise InputError(
+            f"expected the tensors of this purifier in {path}, got a different set or shape at {wrong[0]!r} "
+            f"({len(wrong)} in all); config.json and weights do not belong together"
+        )
+    purifier.load_state_dict(tensors)
+    return info, purifier.requires_grad_(False).to(device).eval()
+
+
+def check_folder(out: Path, config: PurifierConfig, *, resume: bool) -> None:
+    """Refuse a folder that training would spoil, or that another training began."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / runs.CONFIG).exists():
+        raise InputError(f"expected a new or empty folder, or a run, got {out}, which is neither; choose another")
+    if not resume:
+        raise InputError(f"expected a new or empty folder, got {out}, which holds a run; resume it or choose another")
+    now, before = plain(config), plain(read_info(out).config)
+    changed = sorted(k for k in now if before[k] != now[k] and k not in ("save_every", "device"))
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"expected the choices of the run in {out} to resume it, got {name}={now[name]!r}, not {before[name]!r}"
+        )
+    if (out / runs.WEIGHTS).exists():
+        raise InputError(f"expected an unfinished run to resume, got {out}, which has finished; apply or evaluate it")

@@ -1,0 +1,66 @@
+"""Tiny data, tiny purifiers, and run folders of them; one thread, so that the bits are the same."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeq.data import Dataset, Split
+from edgeq.purifiers import ALP, PureVQ, PurifierConfig, train_purifier
+
+SIDE = 16
+TINY_VQ = PureVQ(channels=8, blocks=1, codes=16, code_dim=4, discriminator=4, adversarial_from=0.5)
+TINY_FSQ = PureVQ(channels=8, blocks=1, bottleneck="fsq", levels=(3, 4), adversarial=0.0)
+TINY_ALP = ALP(channels=8, blocks=1, latent=8)
+METHODS = {"vq": TINY_VQ, "fsq": TINY_FSQ, "alp": TINY_ALP}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def images(count: int = 6, *, seed: int = 0, side: int = SIDE) -> Tensor:
+    """Smooth byte images: noise of a quarter of the size, enlarged."""
+    small = torch.rand(count, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(seed))
+    return (torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear") * 255).to(torch.uint8)
+
+
+def dataset(train: int = 48, test: int = 20) -> Dataset:
+    def labels(count: int) -> Tensor:
+        return torch.arange(count) % 2
+
+    return Dataset(
+        "tiny", ("a", "b"), Split(images(train), labels(train)), Split(images(test, seed=1), labels(test)), flip=False
+    )
+
+
+def config(method: PureVQ | ALP, **changes: object) -> PurifierConfig:
+    return PurifierConfig(**{"method": method, "epochs": 2, "batch_size": 16, "device": "cpu", **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", params=["vq", "fsq", "alp"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of each tiny purifier."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    train_purifier(config(METHODS[request.param]), out=out, dataset=dataset())
+    return out
+
+
+@pytest.fixture(scope="session")
+def vq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("vq") / "run"
+    train_purifier(config(TINY_VQ), out=out, dataset=dataset())
+    return out
+
+
+@pytest.fixture(scope="session")
+def alp_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alp") / "run"
+    train_purifier(config(TINY_ALP), out=out, dataset=dataset())
+    return out
