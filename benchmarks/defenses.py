@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[6, 8, 10])
     parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--shard", default="0/1", help="i/n: take every n-th job from the i-th")
+    parser.add_argument("--collect", action="store_true", help="train nothing; write what is finished")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = SIGNS if args.plan == "signs" else CIFAR
@@ -222,7 +223,7 @@ def main() -> None:
     adopt(args.out, chosen, args.work, said)
     index, count = (int(part) for part in args.shard.split("/"))
     for job in chosen[index::count]:
-        if job.name not in finished(chosen, args.work):
+        if not args.collect and job.name not in finished(chosen, args.work):
             run_job(job, args.work, data, plan)
         results = finished(chosen, args.work)
         body = {

@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--shard", default="0/1", help="i/n: take every n-th job from the i-th, for n processes at once"
     )
+    parser.add_argument("--collect", action="store_true", help="train nothing; write what is finished")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = PLANS[args.plan]
@@ -181,7 +182,7 @@ def main() -> None:
     adopt(args.out, plan, args.work, config.epochs)
     index, count = (int(part) for part in args.shard.split("/"))
     for job in plan[index::count]:
-        if job.name not in finished(plan, args.work):
+        if not args.collect and job.name not in finished(plan, args.work):
             run_job(job, args.work, data)
         results = finished(plan, args.work)
         body = {
