@@ -34,6 +34,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("verify", "edgeq.cli.verify:Verify", "prove an exported artefact again"),
     ("audit", "edgeq.cli.audit:Audit", "how much of a model really runs in integers, and what keeps the rest in float"),
     ("bench", "edgeq.cli.bench:Bench", "size and latency of artefacts"),
+    ("purify", "edgeq.cli.purify:Purify", "train, apply and judge networks that clean images"),
     ("report", "edgeq.cli.report:Report", "one self-contained HTML page"),
 )
 HELP = """usage: edgeq COMMAND ...

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -10,10 +11,16 @@ from edgeq.cli.command import AbstractCommand
 from edgeq.errors import InputError
 
 FRAME = "│╭╮╰╯"
+SEVERAL = "Each takes --help, and --json FILE ('-' for standard output) to write its result as one JSON object."
 
 
-def parse(command: type[AbstractCommand], args: Sequence[str], *, prog: str) -> AbstractCommand | None:
+def parse(command: Any, args: Sequence[str], *, prog: str) -> AbstractCommand | None:
     """Return the command with its options, or None after its help was printed.
+
+    Args:
+        command: A type of AbstractCommand, or a union of several, one of which the first argument names.
+        args: The arguments.
+        prog: What the user typed before them.
 
     Raises:
         InputError: The arguments are not the command's.
@@ -21,7 +28,9 @@ def parse(command: type[AbstractCommand], args: Sequence[str], *, prog: str) -> 
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(command, prog=prog, args=list(args), config=(tyro.conf.FlagCreatePairsOff,))
+            words = None if isinstance(command, type) else SEVERAL
+            config = (tyro.conf.FlagCreatePairsOff,)
+            return tyro.cli(command, prog=prog, description=words, args=list(args), config=config)
     except SystemExit as stop:
         if not stop.code:
             return None
