@@ -1,0 +1,360 @@
+"""`edgeq purify train|apply|evaluate`: networks that clean an image before a classifier sees it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg, subcommand
+
+from edgeq.cli.command import (
+    AbstractCommand,
+    AllWidths,
+    DataSpec,
+    Document,
+    Failed,
+    Folder,
+    MaybeData,
+    MaybeFolder,
+    Stopped,
+)
+from edgeq.cli.talk import LOG_SECONDS, Talk
+from edgeq.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeq.purifiers import ALP, Progress, PureVQ, PurifierConfig
+    from edgeq.purifiers.apply import Applied
+
+MaybeNumber = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+MaybeCount = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+EVALUATION = "purify.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(AbstractCommand):
+    """Train a purifier and write a run folder. Options left out have the defaults of the kind.
+
+    Attributes:
+        out: Run folder to make.
+        kind: purevq: a codebook between encoder and decoder. alp: Gaussian noise between them.
+        data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH or imagenet:PATH; labels are not looked at.
+        epochs: Passes over the training images.
+        resume: Go on with an unfinished run in --out; give the same options as before.
+        batch_size: Images per step.
+        lr: Adam's peak learning rate.
+        channels: Of the inner layers (64).
+        blocks: Residual blocks in each half (2).
+        form: integer is BatchNorm, ReLU, nearest upsampling; paper has GroupNorm and SiLU and is not exportable.
+        bottleneck: purevq: vq is a learned codebook, fsq rounding (vq).
+        codes: purevq: codewords (512).
+        code_dim: purevq: length of a codeword (16).
+        beta: purevq: weight of the commitment loss (0.25).
+        adversarial: purevq: weight of the discriminator, 0 for none (0.1).
+        latent: alp: channels of the bottleneck (64).
+        sigma: alp: noise at the start, in standard deviations of the latent (0.5).
+        fixed_sigma: alp: do not learn sigma.
+        rate: alp: price of the bottleneck's capacity (0.01).
+        seed: Decides initial weights, order and noise.
+        device: Where to train.
+        save_every: Seconds between saves within an epoch.
+    """
+
+    out: Folder
+    kind: Literal["purevq", "alp"] = "purevq"
+    data: DataSpec = "signs"
+    epochs: int = 30
+    resume: bool = False
+    batch_size: int = 64
+    lr: float = 4e-4
+    channels: MaybeCount = None
+    blocks: MaybeCount = None
+    form: Annotated[Literal["integer", "paper"] | None, arg(help_behavior_hint="")] = None
+    bottleneck: Annotated[Literal["vq", "fsq"] | None, arg(help_behavior_hint="")] = None
+    codes: MaybeCount = None
+    code_dim: MaybeCount = None
+    beta: MaybeNumber = None
+    adversarial: MaybeNumber = None
+    latent: MaybeCount = None
+    sigma: MaybeNumber = None
+    fixed_sigma: bool = False
+    rate: MaybeNumber = None
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_every: float = 60.0
+
+    def config(self) -> "PurifierConfig":
+        """Return the choices in the form that `edgeq.purifiers.train_purifier` takes."""
+        from edgeq.purifiers import PurifierConfig
+
+        return PurifierConfig(
+            method=self._method(),
+            data=self.data,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            seed=self.seed,
+            device=self.device,
+            save_every=self.save_every,
+        )
+
+    def _method(self) -> "PureVQ | ALP":
+        from edgeq.purifiers import METHODS
+
+        kinds = {method.kind: method for method in METHODS}
+        every = {f.name for method in METHODS for f in fields(method)}
+        given = {name: getattr(self, name) for name in every if getattr(self, name, None) is not None}
+        if self.fixed_sigma:
+            given["learn_sigma"] = False
+        method = kinds[self.kind]
+        foreign = sorted(set(given) - {f.name for f in fields(method)})
+        if foreign:
+            option = "fixed_sigma" if foreign[0] == "learn_sigma" else foreign[0]
+            other = next(kind for kind in kinds if kind != self.kind)
+            raise InputError(
+                f"expected options of {self.kind}, got --{option.replace('_', '-')}, which is one of {other}; leave it "
+                f"out or use --kind {other}"
+            )
+        return method(**given)
+
+    def run(self, talk: Talk) -> Document:
+        """Train, then measure on the whole test split."""
+        with talk.busy("loading torch"):
+            from edgeq.cli.train import stopping
+            from edgeq.data import load
+            from edgeq.purifiers import fidelity, train_purifier
+            from edgeq.training import Interrupted
+        config = self.config()
+        dataset = load(config.data, seed=0)
+        try:
+            with stopping() as stop, _progress(talk) as show:
+                purifier = train_purifier(
+                    config, out=self.out, resume=self.resume, progress=show, stop=stop, dataset=dataset
+                )
+        except Interrupted:
+            raise Stopped(f"stopped; the state is saved in {self.out}", again=("--resume",)) from None
+        with talk.busy(f"measuring {len(dataset.test)} test images"):
+            measured = fidelity(purifier, dataset.test)
+        _show_fidelity(talk, self.out, measured)
+        document = {"run": str(self.out), "kind": self.kind, "data": self.data, "epochs": self.epochs}
+        document |= {"fidelity": measured, "not_exportable": purifier.not_exportable()}
+        _keep(self.out, {"data": self.data, "fidelity": measured})
+        talk.note(f"the purifier is in {self.out}; next: edgeq purify apply {self.out} IN OUT")
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apply(AbstractCommand):
+    """Purify a folder of images: names and sub-folders stay, finished images are not made again, bad files are named.
+
+    Attributes:
+        folder: A purifier's run folder.
+        source: Folder of images.
+        target: Folder for the purified ones.
+        samples: alp: draws whose images are averaged.
+        png: Write PNG whatever the format was; JPEG blurs what the purifier made a little.
+        seed: alp: decides the noise.
+        device: Where to purify.
+    """
+
+    folder: Positional[Annotated[Path, arg(metavar="RUN")]]
+    source: Positional[Annotated[Path, arg(metavar="IN")]]
+    target: Positional[Annotated[Path, arg(metavar="OUT")]]
+    samples: int = 1
+    png: bool = False
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def run(self, talk: Talk) -> Document:
+        """Purify what is not there yet."""
+        with talk.busy("loading torch"):
+            from edgeq.cli.measure import device
+            from edgeq.purifiers import load_purifier
+            from edgeq.purifiers.apply import apply_folder, weights_of
+        _, purifier = load_purifier(self.folder, device=device(self.device))
+        _check_samples(self.samples, stochastic=purifier.stochastic)
+        try:
+            with _counting(talk) as show:
+                applied = apply_folder(
+                    purifier,
+                    self.source,
+                    self.target,
+                    weights=weights_of(self.folder),
+                    samples=self.samples,
+                    seed=self.seed,
+                    png=self.png,
+                    progress=show,
+                )
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped; what is finished is in {self.target}", again=()) from None
+        for message in applied.bad:
+            talk.note(message)
+        talk.note(f"{applied.done} images purified into {self.target}, {applied.kept} were there already")
+        document = {"run": str(self.folder), "source": str(self.source), "target": str(self.target)}
+        document |= {"purified": applied.done, "kept": applied.kept, "bad": applied.bad}
+        if applied.bad:
+            raise Failed(
+                f"expected images that can be read and written, got {len(applied.bad)} that cannot (named above); "
+                "repair or remove them and run the same command again",
+                document,
+            )
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(AbstractCommand):
+    """Measure how faithful a purifier is on clean images, and what it costs a classifier at every width.
+
+    Attributes:
+        folder: A purifier's run folder.
+        classifier: Run folder of the classifier behind it.
+        bits: Widths of the classifier.
+        data: Test on other data. Default: the classifier's, or what the purifier was trained on.
+        samples: alp: draws whose logits are averaged (20).
+        seed: Decides the noise.
+        device: Where to run.
+    """
+
+    folder: Positional[Annotated[Path, arg(metavar="RUN")]]
+    classifier: MaybeFolder = None
+    bits: AllWidths = ()
+    data: MaybeData = ""
+    samples: MaybeCount = None
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def run(self, talk: Talk) -> Document:
+        """Measure."""
+        with talk.busy("loading torch"):
+            from edgeq.cli.measure import device
+            from edgeq.data import load
+            from edgeq.purifiers import fidelity, load_purifier
+            from edgeq.purifiers.alp import SAMPLES
+        if self.bits and self.classifier is None:
+            raise InputError("expected --classifier RUN with --bits, got none; name the classifier's run")
+        info, purifier = load_purifier(self.folder, device=device(self.device))
+        samples = self.samples if self.samples is not None else SAMPLES if purifier.stochastic else 1
+        _check_samples(samples, stochastic=purifier.stochastic)
+        document: dict[str, Any] = {"run": str(self.folder), "kind": info.config.method.kind, "samples": samples}
+        if self.classifier is None:
+            spec = self.data or info.config.data
+            dataset = load(spec, seed=0, image_size=info.image_shape[1])
+            rows = []
+        else:
+            spec, dataset, rows = self._classified(talk, purifier, samples)
+        with talk.busy(f"measuring {len(dataset.test)} test images"):
+            document |= {"data": spec, "fidelity": fidelity(purifier, dataset.test)}
+        document |= {"not_exportable": purifier.not_exportable()}
+        _show_fidelity(talk, self.folder, document["fidelity"])
+        if rows:
+            document |= {"classifier": str(self.classifier), "results": rows}
+        if not self.data:
+            _keep(self.folder, {name: document[name] for name in document if name not in ("run", "not_exportable")})
+        return document
+
+    def _classified(self, talk: Talk, purifier: Any, samples: int) -> tuple[str, Any, list[dict[str, Any]]]:
+        """Measure the classifier bare and behind the purifier."""
+        from edgeq.cli.measure import check_widths, device, load_fitting
+        from edgeq.evaluate import accuracies
+        from edgeq.purifiers import purified_accuracies
+        from edgeq.runs import load_run
+
+        assert self.classifier is not None
+        info, net = load_run(self.classifier, device=device(self.device))
+        bits = check_widths(self.bits, net.bits)
+        spec = self.data or info.data
+        dataset = load_fitting(spec, info.classes, info.image_shape)
+        with talk.busy(f"evaluating {len(dataset.test)} test images with and without the purifier"):
+            bare = accuracies(net, dataset.test, bits=bits)
+            clean = purified_accuracies(purifier, net, dataset.test, bits=bits, samples=samples, seed=self.seed)
+        rows = [
+            {"bits": a.bits, "accuracy": a.accuracy, "purified_accuracy": b.accuracy, "total": a.total}
+            for a, b in zip(bare, clean, strict=True)
+        ]
+        talk.table(
+            f"{self.classifier} behind {self.folder}: accuracy on clean images of {dataset.name}",
+            ("bits", "bare", "purified", "images"),
+            [
+                (
+                    str(r["bits"]),
+                    f"{100 * r['accuracy']:.2f} %",
+                    f"{100 * r['purified_accuracy']:.2f} %",
+                    str(r["total"]),
+                )
+                for r in rows
+            ],
+        )
+        return spec, dataset, rows
+
+
+Purify = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Apply, subcommand("apply")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+)
+
+
+def _check_samples(samples: int, *, stochastic: bool) -> None:
+    if samples < 1 or (samples > 1 and not stochastic):
+        raise InputError(
+            f"expected --samples 1 for a purifier without noise, 1 or more for one with noise, got {samples}"
+        )
+
+
+def _keep(folder: Path, body: dict[str, Any]) -> None:
+    from edgeq.files import write_json
+    from edgeq.runs import RESULTS
+
+    write_json(folder / RESULTS / EVALUATION, body)
+
+
+def _show_fidelity(talk: Talk, folder: Path, measured: dict[str, float | int]) -> None:
+    names = {"psnr": "PSNR, dB", "ssim": "SSIM", "codes_used": "codes used", "perplexity": "perplexity"}
+    names |= {"bits_per_image": "bits per image, at most"}
+    there = {name: words for name, words in names.items() if name in measured}
+    cells = [f"{measured[name]:.4g}" for name in there]
+    talk.table(f"{folder}: clean images", tuple(there.values()), [cells])
+
+
+@contextlib.contextmanager
+def _progress(talk: Talk) -> "Iterator[Callable[[Progress], None]]":
+    """Show a training: a spinner on a terminal, a line an epoch (or every LOG_SECONDS) in a log."""
+    last = time.monotonic()
+    status = talk.console.status("starting") if talk.console.is_terminal else contextlib.nullcontext()
+
+    def show(progress: "Progress") -> None:
+        nonlocal last
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+        where = f"epoch {progress.epoch + 1}/{progress.epochs}"
+        if progress.fidelity:
+            used = f"  codes {progress.fidelity['codes_used']}" if "codes_used" in progress.fidelity else ""
+            talk.note(f"{where}  {losses}  PSNR {progress.fidelity['psnr']:.2f} dB{used}")
+            last = time.monotonic()
+        elif talk.console.is_terminal:
+            status.update(f"{where} batch {progress.batch}/{progress.batches}  {losses}")  # type: ignore[union-attr]
+        elif time.monotonic() - last > LOG_SECONDS:
+            talk.note(f"{where} batch {progress.batch}/{progress.batches}  {losses}")
+            last = time.monotonic()
+
+    with status:
+        yield show
+
+
+@contextlib.contextmanager
+def _counting(talk: Talk) -> "Iterator[Callable[[Applied, int], None]]":
+    """Show how many files are done."""
+    last = time.monotonic()
+    status = talk.console.status("purifying") if talk.console.is_terminal else contextlib.nullcontext()
+
+    def show(applied: "Applied", total: int) -> None:
+        nonlocal last
+        text = f"{applied.done + applied.kept + len(applied.bad)} of {total} images"
+        if talk.console.is_terminal:
+            status.update(text)  # type: ignore[union-attr]
+        elif time.monotonic() - last > LOG_SECONDS:
+            talk.note(text)
+            last = time.monotonic()
+
+    with status:
+        yield show

@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edgeq.cli import main
+
+DATA = ["--data", "signs:train=60,test=20", "--epochs", "1", "--batch-size", "20"]
+TRAIN = ["purify", "train", *DATA, "--channels", "8", "--blocks", "1"]
+
+
+def _json(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> dict:
+    capsys.readouterr()
+    got = main([*args, "--json", "-"])
+    out, err = capsys.readouterr()
+    assert got == code, err
+    return json.loads(out)
+
+
+def _error(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    capsys.readouterr()
+    assert main(list(args)) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_train_apply_evaluate(
+    made_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = _json(capsys, *TRAIN, "--codes", "16", "--code-dim", "4", "--out", "vq")
+    assert body["command"] == "purify"
+    assert body["fidelity"]["images"] == 20
+    assert json.loads(Path("vq/results/purify.json").read_text())["fidelity"] == body["fidelity"]
+
+    Path("in/sub").mkdir(parents=True)
+    Image.new("RGB", (32, 32), (200, 30, 30)).save("in/sub/a.png")
+    Path("in/bad.png").write_bytes(b"no image")
+    done = _json(capsys, "purify", "apply", "vq", "in", "out", code=2)
+    assert (done["purified"], len(done["bad"])) == (1, 1)
+    Path("in/bad.png").unlink()
+    assert _json(capsys, "purify", "apply", "vq", "in", "out")["kept"] == 1
+
+    judged = _json(capsys, "purify", "evaluate", "vq", "--classifier", str(made_run))
+    assert [row["bits"] for row in judged["results"]] == [32, 4]
+    assert judged["results"][0]["total"] == judged["fidelity"]["images"] == 100
+
+
+def test_an_alp_is_trained_and_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = _json(capsys, *TRAIN, "--kind", "alp", "--latent", "8", "--out", "alp")
+    assert "randomness" in body["not_exportable"]
+    assert _json(capsys, "purify", "evaluate", "alp")["samples"] == 20
+    assert "holds a run" in _error(capsys, *TRAIN, "--kind", "alp", "--latent", "8", "--out", "alp")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("purify", "expected one of"),
+        ("purify polish", "polish"),
+        ("purify train --out x --kind alp --codes 8", "--codes, which is one of purevq"),
+        ("purify train --out x --fixed-sigma", "--fixed-sigma, which is one of alp"),
+        ("purify train --out x --channels 7", "even number"),
+        ("purify evaluate nowhere", "got nothing"),
+        ("purify evaluate nowhere --bits 4", "--classifier"),
+        ("purify apply nowhere in out", "got nothing"),
+    ],
+)
+def test_mistakes_are_one_line(args: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words.lower() in _error(capsys, *args.split()).lower()
