@@ -67,10 +67,11 @@ class TrainConfig:
         """Check what can be checked without data."""
         if self.defense not in DEFENSES:
             raise InputError(f"expected a defence out of {', '.join(DEFENSES)}, got {self.defense!r}")
-        if self.standard.distill and self.defense != "standard":
-            raise InputError(
-                f"expected distill 0 with defense {self.defense}, got {self.standard.distill}; leave it out"
-            )
+        for name in ("distill", "widths_per_step") if self.defense != "standard" else ():
+            if getattr(self.standard, name):
+                raise InputError(
+                    f"expected {name} 0 with defense {self.defense}, got {getattr(self.standard, name)}; leave it out"
+                )
         if self.epochs < 1 or self.batch_size < 2:
             raise InputError(f"expected at least 1 epoch and batches of 2, got {self.epochs} and {self.batch_size}")
         if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
