@@ -1,8 +1,5 @@
 """`edgeq purify train|apply|evaluate`: networks that clean an image before a classifier sees it."""
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,12 +17,13 @@ from edgeq.cli.command import (
     MaybeFolder,
     Stopped,
 )
-from edgeq.cli.talk import LOG_SECONDS, Talk
+from edgeq.cli.purify_show import counting, progress, show_attacks, show_fidelity, told
+from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
 
 if TYPE_CHECKING:
-    from edgeq.purifiers import ALP, Progress, PureVQ, PurifierConfig
-    from edgeq.purifiers.apply import Applied
+    from edgeq.attacks.pipeline_report import Assault
+    from edgeq.purifiers import ALP, PureVQ, PurifierConfig
 
 MaybeNumber = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
 MaybeCount = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
@@ -128,7 +126,7 @@ class Train(AbstractCommand):
         config = self.config()
         dataset = load(config.data, seed=0)
         try:
-            with stopping() as stop, _progress(talk) as show:
+            with stopping() as stop, progress(talk) as show:
                 purifier = train_purifier(
                     config, out=self.out, resume=self.resume, progress=show, stop=stop, dataset=dataset
                 )
@@ -136,7 +134,7 @@ class Train(AbstractCommand):
             raise Stopped(f"stopped; the state is saved in {self.out}", again=("--resume",)) from None
         with talk.busy(f"measuring {len(dataset.test)} test images"):
             measured = fidelity(purifier, dataset.test)
-        _show_fidelity(talk, self.out, measured)
+        show_fidelity(talk, self.out, measured)
         document = {"run": str(self.out), "kind": self.kind, "data": self.data, "epochs": self.epochs}
         document |= {"fidelity": measured, "not_exportable": purifier.not_exportable()}
         _keep(self.out, {"data": self.data, "fidelity": measured})
@@ -175,7 +173,7 @@ class Apply(AbstractCommand):
         _, purifier = load_purifier(self.folder, device=device(self.device))
         _check_samples(self.samples, stochastic=purifier.stochastic)
         try:
-            with _counting(talk) as show:
+            with counting(talk) as show:
                 applied = apply_folder(
                     purifier,
                     self.source,
@@ -204,11 +202,18 @@ class Apply(AbstractCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(AbstractCommand):
-    """Measure how faithful a purifier is on clean images, and what it costs a classifier at every width.
+    """Measure how faithful a purifier is on clean images, what it costs a classifier, and what both withstand.
 
     Attributes:
         folder: A purifier's run folder.
         classifier: Run folder of the classifier behind it.
+        against: all, or some of straight, soft, identity, eot, fixed, transfer, square (see docs/purifiers.md).
+        eps: Largest changes of a pixel, of 255.
+        images: Test images to attack.
+        steps: Gradient steps of an attack.
+        starts: Random starts of an attack.
+        eot: alp: draws averaged in a step of eot.
+        queries: Questions of square per image.
         bits: Widths of the classifier.
         data: Test on other data. Default: the classifier's, or what the purifier was trained on.
         samples: alp: draws whose logits are averaged (20).
@@ -218,6 +223,13 @@ class Evaluate(AbstractCommand):
 
     folder: Positional[Annotated[Path, arg(metavar="RUN")]]
     classifier: MaybeFolder = None
+    against: Annotated[tuple[str, ...], arg(metavar="WAY …", help_behavior_hint="")] = ()
+    eps: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    images: int = 100
+    steps: int = 100
+    starts: int = 2
+    eot: int = 20
+    queries: int = 2000
     bits: AllWidths = ()
     data: MaybeData = ""
     samples: MaybeCount = None
@@ -231,11 +243,15 @@ class Evaluate(AbstractCommand):
             from edgeq.data import load
             from edgeq.purifiers import fidelity, load_purifier
             from edgeq.purifiers.alp import SAMPLES
-        if self.bits and self.classifier is None:
-            raise InputError("expected --classifier RUN with --bits, got none; name the classifier's run")
+        if self.classifier is None and (self.bits or self.against):
+            option = "--bits" if self.bits else "--against"
+            raise InputError(f"expected --classifier RUN with {option}, got none; name the classifier's run")
+        if self.images < 2:
+            raise InputError(f"expected 2 or more --images, got {self.images}; 100 give intervals of 10 points")
         info, purifier = load_purifier(self.folder, device=device(self.device))
         samples = self.samples if self.samples is not None else SAMPLES if purifier.stochastic else 1
         _check_samples(samples, stochastic=purifier.stochastic)
+        assault = self._assault(purifier) if self.against else None
         document: dict[str, Any] = {"run": str(self.folder), "kind": info.config.method.kind, "samples": samples}
         if self.classifier is None:
             spec = self.data or info.config.data
@@ -246,9 +262,11 @@ class Evaluate(AbstractCommand):
         with talk.busy(f"measuring {len(dataset.test)} test images"):
             document |= {"data": spec, "fidelity": fidelity(purifier, dataset.test)}
         document |= {"not_exportable": purifier.not_exportable()}
-        _show_fidelity(talk, self.folder, document["fidelity"])
+        show_fidelity(talk, self.folder, document["fidelity"])
         if rows:
             document |= {"classifier": str(self.classifier), "results": rows}
+        if assault is not None:
+            document["attacks"] = self._attacked(talk, purifier, samples, dataset, assault)
         if not self.data:
             _keep(self.folder, {name: document[name] for name in document if name not in ("run", "not_exportable")})
         return document
@@ -287,6 +305,47 @@ class Evaluate(AbstractCommand):
         )
         return spec, dataset, rows
 
+    def _assault(self, purifier: Any) -> "Assault":
+        """Return what is tried, checked before anything heavy is done."""
+        from edgeq.attacks.pipeline import Effort, ways_for
+        from edgeq.attacks.pipeline_report import Assault
+
+        known = ways_for(purifier)
+        ways = known if self.against == ("all",) else self.against
+        for way in ways:
+            if way not in known:
+                raise InputError(f"expected --against all or some of {', '.join(known)}, got {way!r}")
+        effort = Effort(steps=self.steps, starts=self.starts, eot=self.eot, queries=self.queries)
+        return Assault(ways=ways, eps=self.eps, effort=effort, seed=self.seed)
+
+    def _attacked(
+        self, talk: Talk, purifier: Any, samples: int, dataset: Any, assault: "Assault"
+    ) -> list[dict[str, Any]]:
+        """Attack the pipeline at every width."""
+        from edgeq.attacks import surrogate
+        from edgeq.attacks.pipeline_report import bare_accuracy, withstood
+        from edgeq.cli.measure import check_widths, device
+        from edgeq.data import batches, holdout
+        from edgeq.purifiers import Draw, Purified
+        from edgeq.runs import load_run
+
+        assert self.classifier is not None
+        on = device(self.device)
+        _, net = load_run(self.classifier, device=on)
+        count = min(self.images, len(dataset.test))
+        part = holdout(dataset.test, count, seed=2)[0] if count < len(dataset.test) else dataset.test
+        images, labels = next(batches(part, count, device=on))
+        found = []
+        for bits in check_widths(self.bits, net.bits):
+            deployed = Purified(purifier, surrogate(net, bits), samples, Draw(self.seed))
+            document = withstood(deployed, images, labels, assault, progress=told(talk, f"{bits} bits, "))
+            bare = bare_accuracy(deployed, images, labels, assault)
+            for row in document["rows"]:
+                row["bare"] = bare[row["eps"]]
+            found.append({"bits": bits, **document})
+            show_attacks(talk, found[-1])
+        return found
+
 
 Purify = (
     Annotated[Train, subcommand("train")]
@@ -307,54 +366,3 @@ def _keep(folder: Path, body: dict[str, Any]) -> None:
     from edgeq.runs import RESULTS
 
     write_json(folder / RESULTS / EVALUATION, body)
-
-
-def _show_fidelity(talk: Talk, folder: Path, measured: dict[str, float | int]) -> None:
-    names = {"psnr": "PSNR, dB", "ssim": "SSIM", "codes_used": "codes used", "perplexity": "perplexity"}
-    names |= {"bits_per_image": "bits per image, at most"}
-    there = {name: words for name, words in names.items() if name in measured}
-    cells = [f"{measured[name]:.4g}" for name in there]
-    talk.table(f"{folder}: clean images", tuple(there.values()), [cells])
-
-
-@contextlib.contextmanager
-def _progress(talk: Talk) -> "Iterator[Callable[[Progress], None]]":
-    """Show a training: a spinner on a terminal, a line an epoch (or every LOG_SECONDS) in a log."""
-    last = time.monotonic()
-    status = talk.console.status("starting") if talk.console.is_terminal else contextlib.nullcontext()
-
-    def show(progress: "Progress") -> None:
-        nonlocal last
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
-        where = f"epoch {progress.epoch + 1}/{progress.epochs}"
-        if progress.fidelity:
-            used = f"  codes {progress.fidelity['codes_used']}" if "codes_used" in progress.fidelity else ""
-            talk.note(f"{where}  {losses}  PSNR {progress.fidelity['psnr']:.2f} dB{used}")
-            last = time.monotonic()
-        elif talk.console.is_terminal:
-            status.update(f"{where} batch {progress.batch}/{progress.batches}  {losses}")  # type: ignore[union-attr]
-        elif time.monotonic() - last > LOG_SECONDS:
-            talk.note(f"{where} batch {progress.batch}/{progress.batches}  {losses}")
-            last = time.monotonic()
-
-    with status:
-        yield show
-
-
-@contextlib.contextmanager
-def _counting(talk: Talk) -> "Iterator[Callable[[Applied, int], None]]":
-    """Show how many files are done."""
-    last = time.monotonic()
-    status = talk.console.status("purifying") if talk.console.is_terminal else contextlib.nullcontext()
-
-    def show(applied: "Applied", total: int) -> None:
-        nonlocal last
-        text = f"{applied.done + applied.kept + len(applied.bad)} of {total} images"
-        if talk.console.is_terminal:
-            status.update(text)  # type: ignore[union-attr]
-        elif time.monotonic() - last > LOG_SECONDS:
-            talk.note(text)
-            last = time.monotonic()
-
-    with status:
-        yield show

@@ -41,7 +41,27 @@ def test_train_apply_evaluate(
     Path("in/bad.png").unlink()
     assert _json(capsys, "purify", "apply", "vq", "in", "out")["kept"] == 1
 
-    judged = _json(capsys, "purify", "evaluate", "vq", "--classifier", str(made_run))
+    quick = [
+        "--against",
+        "straight",
+        "square",
+        "--eps",
+        "64",
+        "--images",
+        "4",
+        "--steps",
+        "1",
+        "--starts",
+        "1",
+        "--queries",
+        "2",
+    ]
+    judged = _json(capsys, "purify", "evaluate", "vq", "--classifier", str(made_run), *quick)
+    assert [body["bits"] for body in judged["attacks"]] == [32, 4]
+    assert set(judged["attacks"][0]["rows"][0]["ways"]) == {"straight", "square"}
+    assert "got 'eot'" in _error(
+        capsys, *["purify", "evaluate", "vq", "--against", "eot", "--classifier"], str(made_run)
+    )
     assert [row["bits"] for row in judged["results"]] == [32, 4]
     assert judged["results"][0]["total"] == judged["fidelity"]["images"] == 100
 
@@ -66,6 +86,8 @@ def test_an_alp_is_trained_and_judged(
         ("purify train --out x --channels 7", "even number"),
         ("purify evaluate nowhere", "got nothing"),
         ("purify evaluate nowhere --bits 4", "--classifier"),
+        ("purify evaluate nowhere --against all", "--classifier"),
+        ("purify evaluate nowhere --images 1", "2 or more --images"),
         ("purify apply nowhere in out", "got nothing"),
     ],
 )

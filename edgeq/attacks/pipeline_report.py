@@ -1,0 +1,196 @@
+"""How much a pipeline of purifier and classifier withstands: the minimum over all ways, and reasons to distrust it.
+
+An image is withstood at some eps if the pipeline names it rightly clean and under every way of attack; `robust` is the
+fraction of those. The way `fixed` needs the device's seed, so it counts for `robust_seed_known` alone. `bare` is the
+classifier without the purifier under the same PGD, for comparison.
+
+The warnings say where a number should not be believed: gradients vanish, a black box or a cruder gradient beats the
+straight-through one beyond chance, more eps does not hurt more, or not even 64/255 brings the pipeline down.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+
+from edgeq.attacks.checks import FEW, check_blackbox, check_growth
+from edgeq.attacks.pipeline import Attacked, Effort, attack_pipeline, right, ways_for
+from edgeq.attacks.success import Success, wilson
+from edgeq.errors import InputError
+from edgeq.purifiers.base import AbstractPurifier, Draw, Purified
+from edgeq.purifiers.purevq import PureVQPurifier
+
+EPS = (2, 4, 8, 16, 32, 64)
+BROUGHT_DOWN = 0.05  # what may be left at an eps at which nothing of an image need be left
+WIDE = 64
+JUDGE = 1_000_003  # seed of the deployed draws, which the attacker does not know
+
+
+@dataclass(frozen=True)
+class Assault:
+    """What is tried.
+
+    Attributes:
+        ways: Ways of attack; empty is all that mean something.
+        eps: Largest changes of a pixel, of 255.
+        effort: How hard.
+        seed: Of the attacker.
+    """
+
+    ways: tuple[str, ...] = ()
+    eps: tuple[int, ...] = EPS
+    effort: Effort = field(default_factory=Effort)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.eps or min(self.eps) < 1 or max(self.eps) > 255:
+            raise InputError(f"expected eps from 1 to 255 (of 255), got {list(self.eps)}; for example 8 64")
+
+
+def withstood(
+    deployed: Purified,
+    images: UInt8[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    assault: Assault,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Attack in every way at every eps and return the JSON object; see the module docstring.
+
+    Args:
+        deployed: The pipeline; a stochastic purifier is judged on fresh draws, the way `fixed` on the pipeline's own.
+        images: Bytes, on the purifier's device.
+        labels: Their classes.
+        assault: What is tried.
+        progress: Called with a line before each attack.
+    """
+    ways = assault.ways or ways_for(deployed.purifier)
+    unknown = [way for way in ways if way not in ways_for(deployed.purifier)]
+    if unknown:
+        raise InputError(f"expected attacks out of {', '.join(ways_for(deployed.purifier))}, got {unknown[0]!r}")
+    judge = deployed
+    if deployed.purifier.stochastic:
+        judge = replace(deployed, draw=Draw((JUDGE, assault.seed), shared=False))
+    clean = right(judge, images, labels)
+    clean_fixed = right(deployed, images, labels)
+    rows = []
+    for eps in sorted(set(assault.eps)):
+        row: dict[str, Any] = {"eps": eps, "ways": {}}
+        secret, known = clean.clone(), clean & clean_fixed
+        for way in ways:
+            if progress is not None:
+                progress(f"eps {eps}/255, {way}")
+            found = attack_pipeline(way, deployed, images, labels, eps=eps, effort=assault.effort, seed=assault.seed)
+            still = right(deployed if way == "fixed" else judge, found.images, labels)
+            before = clean_fixed if way == "fixed" else clean
+            row["ways"][way] = _cell(still & before, before, found) | _movement(deployed, images, found)
+            known &= still
+            if way != "fixed":
+                secret &= still
+        row["robust"] = _rate(secret)
+        if "fixed" in ways:
+            row["robust_seed_known"] = _rate(known)
+        rows.append(row)
+    return {
+        "images": len(images),
+        "samples": deployed.samples,
+        "clean": _rate(clean),
+        "rows": rows,
+        "warnings": _warnings(rows),
+    }
+
+
+def bare_accuracy(
+    deployed: Purified, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], assault: Assault
+) -> dict[int, dict[str, Any]]:
+    """Return at each eps what the classifier without its purifier withstands, by PGD on it."""
+    alone, found = Purified(_Nothing(), deployed.victim), {}
+    clean = right(alone, images, labels)
+    for eps in sorted(set(assault.eps)):
+        attacked = attack_pipeline("straight", alone, images, labels, eps=eps, effort=assault.effort, seed=assault.seed)
+        found[eps] = _rate(clean & right(alone, attacked.images, labels))
+    return found
+
+
+class _Nothing(AbstractPurifier):
+    """The purifier that leaves images as they are."""
+
+    stochastic = False
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def squeeze(self, latent: Tensor, draw: Draw, temperature: float) -> Tensor:
+        return latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent
+
+    def bits_per_image(self, image_shape: tuple[int, ...]) -> float:
+        return math.inf
+
+    def not_exportable(self) -> str:
+        return ""
+
+
+def _rate(mask: Bool[Tensor, " n"]) -> dict[str, Any]:
+    low, high = wilson(int(mask.sum()), len(mask))
+    return {"right": int(mask.sum()), "total": len(mask), "rate": float(mask.float().mean()), "low": low, "high": high}
+
+
+def _cell(still: Bool[Tensor, " n"], before: Bool[Tensor, " n"], found: Attacked) -> dict[str, Any]:
+    return _rate(still) | {"wins": int((before & ~still).sum()), "tried": int(before.sum()), "flat": found.flat}
+
+
+@torch.no_grad()
+def _movement(deployed: Purified, images: UInt8[Tensor, "n c h w"], found: Attacked) -> dict[str, float]:
+    """Return how much of the perturbation survives, |P(x + d) - P(x)| / |d|, and the share of codes that change."""
+    purifier = deployed.purifier
+    moved = [
+        (purifier(b) - purifier(a)).norm() ** 2 for a, b in zip(images.split(250), found.images.split(250), strict=True)
+    ]
+    size = (found.images.float() - images.float()).norm() / 255
+    body = {"survival": float((torch.stack(moved).sum().sqrt() / size.clamp(min=1e-12)).clamp(max=1e6))}
+    if isinstance(purifier, PureVQPurifier):
+        pairs = zip(images.split(250), found.images.split(250), strict=True)
+        flips = [(purifier.indices(a) != purifier.indices(b)).float().mean((1, 2)) for a, b in pairs]
+        body["code_flip"] = float(torch.cat(flips).mean())
+    return body
+
+
+def _warnings(rows: list[dict[str, Any]]) -> list[str]:
+    found = []
+    if not any(cell["tried"] for cell in rows[0]["ways"].values()):
+        return ["no image is named rightly without an attack; there is nothing to withstand"]
+    for row in rows:
+        ways = {name: Success(c["wins"], c["tried"]) for name, c in row["ways"].items() if name != "fixed"}
+        name = f"eps {row['eps']}/255"
+        found += [
+            f"{name}, {way}: {100 * cell['flat']:.0f} % of the gradients vanish; this way of attack is blind"
+            for way, cell in row["ways"].items()
+            if cell["flat"] > FEW
+        ]
+        white = [ways[w] for w in ("straight", "soft", "eot") if w in ways]
+        if white:
+            best = max(white, key=lambda s: s.rate)
+            for crude in ("square", "transfer", "identity"):
+                if crude in ways:
+                    found += check_blackbox(best, ways[crude], name=f"{name}, {crude} against true gradients")
+    for way in rows[0]["ways"]:
+        rates = {row["eps"]: Success(row["ways"][way]["wins"], row["ways"][way]["tried"]) for row in rows}
+        if way != "transfer":  # a transferred attack may saturate honestly
+            found += check_growth(rates, budget="eps", name=way)
+    last = rows[-1]
+    if last["eps"] < WIDE:
+        found.append(f"no eps of {WIDE}/255 or more was tried; without it nobody knows whether the attacks work at all")
+    elif last["robust"]["rate"] > BROUGHT_DOWN:
+        found.append(
+            f"at eps {last['eps']}/255, where an attack should leave nothing, {100 * last['robust']['rate']:.1f} % are "
+            "withstood; the attacks are too weak or their gradients masked, and the smaller eps prove nothing"
+        )
+    return found

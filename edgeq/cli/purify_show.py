@@ -1,0 +1,93 @@
+"""What `edgeq purify` shows: tables, and progress as a spinner on a terminal or as lines in a log."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.cli.talk import LOG_SECONDS, Talk
+
+if TYPE_CHECKING:
+    from edgeq.purifiers import Progress
+    from edgeq.purifiers.apply import Applied
+
+
+def show_fidelity(talk: Talk, folder: Path, measured: dict[str, float | int]) -> None:
+    """Show the measures of clean images."""
+    names = {"psnr": "PSNR, dB", "ssim": "SSIM", "codes_used": "codes used", "perplexity": "perplexity"}
+    names |= {"bits_per_image": "bits per image, at most"}
+    there = {name: words for name, words in names.items() if name in measured}
+    cells = [f"{measured[name]:.4g}" for name in there]
+    talk.table(f"{folder}: clean images", tuple(there.values()), [cells])
+
+
+def show_attacks(talk: Talk, body: dict[str, Any]) -> None:
+    """Show what is right under each way of attack, and the minimum."""
+    ways = list(body["rows"][0]["ways"])
+    rows = []
+    for row in body["rows"]:
+        low, high = (100 * row["robust"][end] for end in ("low", "high"))
+        cells = [f"{100 * row['ways'][way]['rate']:.1f}" for way in ways]
+        least = f"{100 * row['robust']['rate']:.1f} [{low:.1f}, {high:.1f}]"
+        rows.append((f"{row['eps']}/255", f"{100 * row['bare']['rate']:.1f}", *cells, least))
+    title = f"{body['bits']} bits: right under attack, % of {body['images']} images"
+    talk.table(title, ("eps", "bare", *ways, "minimum"), rows)
+    for warning in body["warnings"]:
+        talk.note(f"warning: {warning}")
+
+
+def told(talk: Talk, prefix: str) -> "Callable[[str], None]":
+    """Return a function that notes what is attacked, every LOG_SECONDS at most."""
+    last = time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > LOG_SECONDS:
+            talk.note(prefix + text)
+            last = time.monotonic()
+
+    return tell
+
+
+@contextlib.contextmanager
+def progress(talk: Talk) -> "Iterator[Callable[[Progress], None]]":
+    """Show a training: a spinner on a terminal, a line an epoch (or every LOG_SECONDS) in a log."""
+    last = time.monotonic()
+    status = talk.console.status("starting") if talk.console.is_terminal else contextlib.nullcontext()
+
+    def show(progress: "Progress") -> None:
+        nonlocal last
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+        where = f"epoch {progress.epoch + 1}/{progress.epochs}"
+        if progress.fidelity:
+            used = f"  codes {progress.fidelity['codes_used']}" if "codes_used" in progress.fidelity else ""
+            talk.note(f"{where}  {losses}  PSNR {progress.fidelity['psnr']:.2f} dB{used}")
+            last = time.monotonic()
+        elif talk.console.is_terminal:
+            status.update(f"{where} batch {progress.batch}/{progress.batches}  {losses}")  # type: ignore[union-attr]
+        elif time.monotonic() - last > LOG_SECONDS:
+            talk.note(f"{where} batch {progress.batch}/{progress.batches}  {losses}")
+            last = time.monotonic()
+
+    with status:
+        yield show
+
+
+@contextlib.contextmanager
+def counting(talk: Talk) -> "Iterator[Callable[[Applied, int], None]]":
+    """Show how many files are done."""
+    last = time.monotonic()
+    status = talk.console.status("purifying") if talk.console.is_terminal else contextlib.nullcontext()
+
+    def show(applied: "Applied", total: int) -> None:
+        nonlocal last
+        text = f"{applied.done + applied.kept + len(applied.bad)} of {total} images"
+        if talk.console.is_terminal:
+            status.update(text)  # type: ignore[union-attr]
+        elif time.monotonic() - last > LOG_SECONDS:
+            talk.note(text)
+            last = time.monotonic()
+
+    with status:
+        yield show
