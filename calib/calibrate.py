@@ -20,15 +20,17 @@ import torch
 from edgeq.errors import InputError
 from edgeq.quant.bits import FLOAT_BITS
 from edgeq.quant.network import MultiBitNet
-from edgeq.quant.weighted import WeightedUnit
+from edgeq.quant.quantizer import mse_steps
 
 from .batchnorm import copy_norms, has_own_norms, reestimate
 from .histogram import Histogram
 from .methods import MSE, AbstractMethod
+from .passes import PassReport, check_passes, run_passes
 from .sequential import calibrate_in_order
 from .walk import Images, check_bits, check_images, check_weights, codes_served, float_histograms
 
 DEFAULT_METHOD = MSE()
+WEIGHT_STEPS = ("mse", "minmax", "mse-tensor", "minmax-tensor")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class CalibrationReport:
         weights: How weight steps were chosen; "observed" where they follow max |w| by themselves.
         batchnorm: Widths whose running statistics were measured again.
         edges: One entry per edge and width.
+        passes: What each pass did to each width.
     """
 
     method: str
@@ -75,6 +78,7 @@ class CalibrationReport:
     weights: str
     batchnorm: tuple[int, ...]
     edges: tuple[EdgeReport, ...]
+    passes: tuple[PassReport, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain values for a JSON file."""
@@ -91,8 +95,11 @@ def calibrate(
     weights: str = "mse",
     bn: bool = True,
     sequential: bool = False,
+    passes: tuple[str, ...] = (),
 ) -> CalibrationReport:
     """Set activation steps, weight steps and BatchNorm's running statistics from images; the weights stay.
+
+    A width's corrections from earlier passes are dropped first.
 
     Args:
         model: A multi-bit network.
@@ -100,10 +107,13 @@ def calibrate(
         method: How a range is chosen; see `edgeq.calib.METHODS`.
         bits: The widths; all quantized ones by default.
         batch_size: Images per forward pass.
-        weights: "mse" (least squared error) or "minmax", per output channel; observed scales follow max |w| always.
+        weights: "mse" (least squared error) or "minmax", per output channel; "mse-tensor" or "minmax-tensor": one step
+            for all channels of a layer. Observed scales follow max |w| always.
         bn: Measure the widths' running statistics again. Skipped with shared BatchNorm, which belongs to 32 bits too.
         sequential: Look at each edge after the ones before it were rounded, with the width's own BatchNorm: for
             networks that were trained at several widths. One pass per width instead of one for all.
+        passes: Any of "equalise", "rounding" and "bias" (`edgeq.calib.PASSES`), always run in this order. "equalise"
+            changes the weights, but not the float network.
 
     Returns:
         What was decided, edge by edge.
@@ -111,9 +121,41 @@ def calibrate(
     widths = check_bits(model, bits)
     check_images(model, images, batch_size)
     check_weights(model)
-    if weights not in ("mse", "minmax"):
-        raise InputError(f"expected weights 'mse' or 'minmax', got {weights!r}")
+    if weights not in WEIGHT_STEPS:
+        raise InputError(f"expected weights out of {list(WEIGHT_STEPS)}, got {weights!r}; choose one of them")
+    chosen = check_passes(model, passes, widths)
     again = bn and has_own_norms(model)
+    edges: list[EdgeReport] = []
+
+    def plain() -> None:
+        edges[:] = _set_steps(model, images, widths, method, (sequential, again, batch_size, weights))
+
+    done: tuple[PassReport, ...] = ()
+    if chosen:
+        done = run_passes(model, images, passes=chosen, widths=widths, calibrate=plain, batch_size=batch_size)
+    else:
+        plain()
+    learned = all(unit.learned for unit in model.weighted().values())
+    return CalibrationReport(
+        method=str(method),
+        images=len(images),
+        sequential=sequential,
+        weights=weights if learned else "observed",
+        batchnorm=widths if again else (),
+        edges=tuple(edges),
+        passes=done,
+    )
+
+
+def _set_steps(
+    model: MultiBitNet,
+    images: Images,
+    widths: tuple[int, ...],
+    method: AbstractMethod,
+    how: tuple[bool, bool, int, str],
+) -> list[EdgeReport]:
+    """Set all steps and the running statistics; `how` is (sequential, batchnorm again, batch size, weights)."""
+    sequential, again, batch_size, weights = how
     seen = {} if sequential else float_histograms(model, images, batch_size=batch_size)
     edges: list[EdgeReport] = []
     for width in widths:
@@ -124,6 +166,8 @@ def calibrate(
             edges.append(edge)
             return edge.step
 
+        for unit in model.weighted().values():
+            unit.corrections.clear(width)
         set_weight_steps(model, width, weights=weights)
         if sequential:
             calibrate_in_order(model, images, bits=width, choose=choose, batchnorm=again, batch_size=batch_size)
@@ -132,15 +176,7 @@ def calibrate(
             model.grids[name].set_step(width, choose(name, histogram))  # type: ignore[operator]
         if again:
             reestimate(model, images, bits=width, batch_size=batch_size)
-    learned = all(unit.learned for unit in model.weighted().values())
-    return CalibrationReport(
-        method=str(method),
-        images=len(images),
-        sequential=sequential,
-        weights=weights if learned else "observed",
-        batchnorm=widths if again else (),
-        edges=tuple(edges),
-    )
+    return edges
 
 
 def init_width(
@@ -182,18 +218,14 @@ def init_width(
 
 @torch.no_grad()
 def set_weight_steps(model: MultiBitNet, bits: int, *, weights: str) -> None:
-    """Set learned weight steps of a width: of least squared error, or max |w| / hi."""
+    """Set learned weight steps of a width as one of `WEIGHT_STEPS` says."""
+    rule, _, tensor = weights.partition("-")
     for unit in model.weighted().values():
-        if unit.learned and weights == "mse":
-            unit.reset_weight_steps(bits)
-        elif unit.learned:
-            _minmax_steps(unit, bits)
-
-
-def _minmax_steps(unit: WeightedUnit, bits: int) -> None:
-    step = unit.weight_steps[str(bits)]
-    rows = unit.weight.detach().reshape(step.numel(), -1)
-    step.copy_((rows.abs().amax(1) / unit.weight_range(bits)[1]).clamp_min(torch.finfo(step.dtype).tiny))
+        step, (lo, hi) = unit.weight_steps[str(bits)], unit.weight_range(bits)
+        rows = unit.weight.detach().reshape(1 if tensor else step.numel(), -1)
+        if unit.learned:
+            top = (rows.abs().amax(1) / hi).clamp_min(torch.finfo(step.dtype).tiny)
+            step.copy_(mse_steps(rows, lo, hi) if rule == "mse" else top)  # one step for all is broadcast
 
 
 def _decide(

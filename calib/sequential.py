@@ -11,7 +11,6 @@ results wait in real numbers and are rounded once the addition has its step.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from edgeq.quant.bits import activation_range
@@ -25,7 +24,7 @@ from edgeq.quant.weighted import WeightedUnit
 from .batchnorm import Moments
 from .histogram import Histogram
 from .observers import Observer
-from .walk import Images, evaluating, last_uses, parts, product, unrounded
+from .walk import Images, evaluating, last_uses, packed, parts, product, unpacked, unrounded
 
 Choose = Callable[[str, Histogram], float]
 
@@ -52,7 +51,7 @@ def calibrate_in_order(
                 unit.output.grid.set_step(bits, choose(step.name, histograms[step.name]))
             waits = unit.output is not None and step.name not in model.grids
             run = _unrounded if waits else _deployed
-            values[step.name] = [_packed(run(unit, inputs, bits)) for inputs in batches]
+            values[step.name] = [packed(run(unit, inputs, bits)) for inputs in batches]
             for name in dead:
                 del values[name]
     return histograms
@@ -63,19 +62,19 @@ def _measure(unit: WeightedUnit, batches: list[tuple[Value, ...]], bits: int, na
     assert unit.norm is not None
     moments = Moments()
     for (x,) in batches:
-        y = product(unit, _unpacked(x).real, bits, round_weights=True)
+        y = product(unit, unpacked(x).real, bits, round_weights=True)
         moments.add(y if unit.bias is None else y + unit.bias.reshape((1, -1) + (1,) * (y.dim() - 2)))
     moments.check(name)
     moments.store(unit.norm.at(bits))
 
 
 def _unrounded(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int) -> Tensor:
-    return unrounded(unit, tuple(map(_unpacked, inputs)), bits, round_weights=True)
+    return unrounded(unit, tuple(map(unpacked, inputs)), bits, round_weights=True)
 
 
 def _deployed(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int) -> Value:
     """Run the unit as deployed; an addition first rounds what waited for its step."""
-    values = tuple(map(_unpacked, inputs))
+    values = tuple(map(unpacked, inputs))
     if isinstance(unit, AddUnit) and unit.output is not None:
         values = tuple(_rounded(v, unit.output.grid, bits) if v.step is None else v for v in values)
     return unit(*values)
@@ -86,15 +85,3 @@ def _rounded(value: Value, grid: Grid, bits: int) -> Value:
     step = grid.step(bits)
     lo, hi = activation_range(8, signed=True)
     return Value(quantize(value.codes / step, lo, hi), step, max(hi, -lo), grid)
-
-
-def _packed(value: Value | Tensor) -> Value:
-    """Return codes as int8; real numbers as they are."""
-    if isinstance(value, Tensor):
-        return Value(value, None)
-    small = value.step is not None and 0 < value.reach <= 128 and value.codes.dtype == torch.float32
-    return value._replace(codes=value.codes.to(torch.int8)) if small else value
-
-
-def _unpacked(value: Value) -> Value:
-    return value._replace(codes=value.codes.float()) if value.codes.dtype == torch.int8 else value

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from edgeq.errors import InputError
 from edgeq.quant.bits import FLOAT_BITS, activation_range, at_bits
 from edgeq.quant.network import IMAGE, MultiBitNet
 from edgeq.quant.quantizer import quantize
-from edgeq.quant.units import AbstractUnit, NarrowUnit, Value
+from edgeq.quant.units import AbstractUnit, NarrowUnit, Value, activate
 from edgeq.quant.weighted import WeightedUnit
 
 from .histogram import Histogram
@@ -117,16 +116,14 @@ def unrounded(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int, *, round
     y = product(unit, reals[0].codes, bits, round_weights=round_weights)
     affine = unit.affine(bits)
     shape = (1, -1) + (1,) * (y.dim() - 2)
-    y = y * affine.gain.to(y.dtype).reshape(shape) + affine.shift.to(y.dtype).reshape(shape)
-    if unit.relu is not None:
-        y = F.relu(y) if unit.relu == float("inf") else F.hardtanh(y, 0.0, unit.relu)
-    return y
+    return activate(y * affine.gain.to(y.dtype).reshape(shape) + affine.shift.to(y.dtype).reshape(shape), unit.relu)
 
 
 def product(unit: WeightedUnit, x: Tensor, bits: int, *, round_weights: bool) -> Tensor:
     """Return w . x in real numbers, without the bias, with float weights or those of a width."""
     weight = unit.weight
     if round_weights:
+        weight = unit.weight_at(bits)
         step = unit.weight_step(bits).reshape((-1,) + (1,) * (weight.dim() - 1))
         weight = quantize(weight / step, *unit.weight_range(bits)) * step
     return unit.product(x, weight)
@@ -137,22 +134,68 @@ def float_histograms(model: MultiBitNet, images: Images, *, batch_size: int) -> 
 
     Weights are the float ones, BatchNorm that of 32 bits (of the highest width in a model without 32 bits).
     """
-    source = FLOAT_BITS if FLOAT_BITS in model.bits else model.bits[0]
     device = next(model.parameters()).device
     observers = {name: Observer(name, device=device) for name in model.grids}
-    with evaluating(model, source):
+    with evaluating(model, float_source(model)):
         for part in parts(images, batch_size):
-            values = {IMAGE: Value(part.to(device), None)}
-            for step, dead in zip(model.steps, last_uses(model), strict=True):
-                unit = model.units[step.name]
-                assert isinstance(unit, AbstractUnit)
-                inputs = tuple(values[name] for name in step.inputs)
-                real = (
-                    unit(*inputs).real if IMAGE in step.inputs else unrounded(unit, inputs, source, round_weights=False)
-                )
-                values[step.name] = Value(real, None)
-                if step.name in observers:
-                    observers[step.name].add(real)
-                for name in dead:
-                    del values[name]
+            for name, _, _, real in float_units(model, part):
+                if name in observers:
+                    observers[name].add(real)
     return {name: observer.histogram() for name, observer in observers.items()}
+
+
+def float_source(model: MultiBitNet) -> int:
+    """Return the width whose BatchNorm belongs to the float weights."""
+    return FLOAT_BITS if FLOAT_BITS in model.bits else model.bits[0]
+
+
+def float_units(model: MultiBitNet, part: Tensor) -> Iterator[tuple[str, AbstractUnit, tuple[Value, ...], Tensor]]:
+    """Run a batch without rounding anything; yield each unit's name, itself, what it read and its real result.
+
+    To be used inside `evaluating(model, float_source(model))`.
+    """
+    source = float_source(model)
+    values = {IMAGE: Value(part.to(next(model.parameters()).device), None)}
+    for step, dead in zip(model.steps, last_uses(model), strict=True):
+        unit = model.units[step.name]
+        assert isinstance(unit, AbstractUnit)
+        inputs = tuple(values[name] for name in step.inputs)
+        real = unit(*inputs).real if IMAGE in step.inputs else unrounded(unit, inputs, source, round_weights=False)
+        yield step.name, unit, inputs, real
+        values[step.name] = Value(real, None)
+        for name in dead:
+            del values[name]
+
+
+def deployed_units(
+    model: MultiBitNet, images: Images, *, bits: int, batch_size: int
+) -> Iterator[tuple[str, AbstractUnit, list[tuple[Value, ...]]]]:
+    """Run all images through one unit at a time, as deployed; yield each unit with what it reads, before it runs.
+
+    So a layer that is changed where it is yielded is seen, as it became, by all layers after it. Codes wait as int8
+    (see `unpacked`). To be used inside `evaluating(model, bits)`.
+    """
+    device = next(model.parameters()).device
+    values = {IMAGE: [Value(part.to(device), None) for part in parts(images, batch_size)]}
+    for step, dead in zip(model.steps, last_uses(model), strict=True):
+        unit = model.units[step.name]
+        assert isinstance(unit, AbstractUnit)
+        assert model.width.bits == bits
+        batches = list(zip(*(values[name] for name in step.inputs), strict=True))
+        yield step.name, unit, batches
+        values[step.name] = [packed(unit(*map(unpacked, inputs))) for inputs in batches]
+        for name in dead:
+            del values[name]
+
+
+def packed(value: Value | Tensor) -> Value:
+    """Return codes as int8; real numbers as they are."""
+    if isinstance(value, Tensor):
+        return Value(value, None)
+    small = value.step is not None and 0 < value.reach <= 128 and value.codes.dtype == torch.float32
+    return value._replace(codes=value.codes.to(torch.int8)) if small else value
+
+
+def unpacked(value: Value) -> Value:
+    """Undo `packed`."""
+    return value._replace(codes=value.codes.float()) if value.codes.dtype == torch.int8 else value

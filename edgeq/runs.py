@@ -20,6 +20,7 @@ from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, save_tensors, write_json, write_text
 from edgeq.models import build
 from edgeq.quant.convert import multibit
+from edgeq.quant.correction import make_room
 from edgeq.quant.network import MultiBitNet, QuantConfig
 
 CONFIG, WEIGHTS, METRICS, STATE, RESULTS = "config.json", "weights.safetensors", "metrics.jsonl", "state", "results"
@@ -123,6 +124,7 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> tuple[RunInfo, Multi
 
 def load_into(net: MultiBitNet, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """Copy tensors into a network, or say which do not fit."""
+    make_room(net, tensors)
     wanted = net.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys()) or sorted(
         name for name, tensor in wanted.items() if tensors[name].shape != tensor.shape

@@ -31,6 +31,7 @@ class Calibrate(AbstractCommand):
         method: How a range is chosen.
         bits: Widths; a run gets those that it does not have yet. Default: the run's, or 32 8 5 4 2.
         images: Training images to look at.
+        passes: What improves the result, always in the order equalise, rounding, bias.
         sequential: Look at each edge after those before it were rounded; better at few bits, one pass per width.
         model: Network of the float weights, as for edgeq train.
         weights: A float state dict as safetensors.
@@ -43,6 +44,7 @@ class Calibrate(AbstractCommand):
     bits: AllWidths = ()
     images: int = 512
     sequential: bool = False
+    passes: tuple[Literal["equalise", "rounding", "bias"], ...] = ()
     model: Annotated[str, arg(metavar="STR", help_behavior_hint="")] = ""
     weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     data: MaybeData = ""
@@ -60,7 +62,12 @@ class Calibrate(AbstractCommand):
         widths = tuple(b for b in (self.bits or net.bits) if b != 32)
         with talk.busy(f"calibrating {', '.join(map(str, widths))} bits by {self.method} on {len(images)} images"):
             report = calib.calibrate(
-                net, images, method=calib.method(self.method), bits=widths, sequential=self.sequential
+                net,
+                images,
+                method=calib.method(self.method),
+                bits=widths,
+                sequential=self.sequential,
+                passes=self.passes,
             )
         with new_folder(self.out) as folder:
             runs.write_info(folder, info)
@@ -68,7 +75,11 @@ class Calibrate(AbstractCommand):
             write_json(folder / runs.RESULTS / "calibrate.json", report.to_dict())
         results = record_accuracies(talk, self.out, net, dataset)
         choices = {"method": report.method, "images": report.images, "sequential": report.sequential}
-        return {"run": str(self.out), **choices, "bits": list(widths), "results": results}
+        effects = [
+            {"pass": p.name, "bits": p.bits, "sqnr_db_before": p.sqnr_db_before, "sqnr_db_after": p.sqnr_db_after}
+            for p in report.passes
+        ]
+        return {"run": str(self.out), **choices, "bits": list(widths), "passes": effects, "results": results}
 
     def _check(self) -> None:
         floats = [self.model, self.weights]

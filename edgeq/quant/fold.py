@@ -14,7 +14,7 @@ evaluation, of attacks, and of the last training stage. `edgeq.export.lower` cal
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from edgeq.quant.quantizer import quantize, round_ste, snap
@@ -56,22 +56,33 @@ def batchnorm_affine(norm: torch.nn.BatchNorm2d | torch.nn.BatchNorm1d, bias: Fl
     return Affine(gain, norm.bias.double() - mean * gain)
 
 
-def fold(
-    weight: Float[Tensor, "out inputs *kernel"],
-    affine: Affine,
-    *,
-    steps: tuple[Tensor, Tensor, Tensor],
-    weight_range: tuple[int, int],
-    shift: int,
-    snapped: bool = True,
-) -> Folded:
-    """Return the layer in the code domain; see the module docstring for the formulas.
+@dataclass(frozen=True)
+class Implied:
+    """A layer's multipliers, and the weight steps that they imply.
+
+    Attributes:
+        affine: Gain and shift per output channel.
+        out_step: Output step.
+        multiplier: m * 2^-n per output channel.
+        step: Step of the weights with the sign of the gain; 1 where the channel is switched off.
+        alive: Whether the channel is not switched off.
+        shift: n.
+    """
+
+    affine: Affine
+    out_step: Float[Tensor, "*one"]
+    multiplier: Float[Tensor, " out"]
+    step: Float[Tensor, " out"]
+    alive: Bool[Tensor, " out"]
+    shift: int
+
+
+def implied(affine: Affine, *, steps: tuple[Tensor, Tensor, Tensor], shift: int, snapped: bool = True) -> Implied:
+    """Return the short multipliers and the weight steps that they imply.
 
     Args:
-        weight: Float weights.
         affine: Gain and shift per output channel.
         steps: (s_in, s_w, s_out): input step, weight steps (one per channel or one in all), output step.
-        weight_range: Smallest and largest weight code.
         shift: n of the short multipliers.
         snapped: False keeps the exact multiplier, to measure what snapping costs.
     """
@@ -79,10 +90,21 @@ def fold(
     magnitude = affine.gain.abs().clamp_min(GAIN_FLOOR)
     exact = s_in * s_w * magnitude / s_out
     multiplier = snap(exact, shift) if snapped else exact
+    step = s_w * multiplier / exact * affine.gain.sign()
+    alive = affine.gain.abs() > GAIN_FLOOR
+    return Implied(affine, s_out, multiplier, step.where(alive, torch.ones_like(step)), alive, shift)
+
+
+def fold(weight: Float[Tensor, "out inputs *kernel"], onto: Implied, *, weight_range: tuple[int, int]) -> Folded:
+    """Return the layer in the code domain; see the module docstring for the formulas.
+
+    Args:
+        weight: Float weights.
+        onto: Multipliers and steps.
+        weight_range: Smallest and largest weight code.
+    """
     axes = (-1,) + (1,) * (weight.dim() - 1)
-    implied = (s_w * multiplier / exact * affine.gain.sign()).reshape(axes)
-    alive = (affine.gain.abs() > GAIN_FLOOR).reshape(axes)
     lo, hi = weight_range
-    codes = quantize(torch.where(alive, weight.double() / implied.where(alive, torch.ones_like(implied)), 0.0), lo, hi)
-    bias = round_ste((affine.shift / (s_out * multiplier)).clamp(-BIAS_LIMIT, BIAS_LIMIT))
-    return Folded(codes, bias, multiplier, shift)
+    codes = torch.where(onto.alive.reshape(axes), weight.double() / onto.step.reshape(axes), 0.0)
+    bias = round_ste((onto.affine.shift / (onto.out_step * onto.multiplier)).clamp(-BIAS_LIMIT, BIAS_LIMIT))
+    return Folded(quantize(codes, lo, hi), bias, onto.multiplier, onto.shift)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from edgeq.export.multiplier import shift_for
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width, weight_range
+from edgeq.quant.correction import SHIFT, WEIGHT, Corrections, per_channel, plus
 from edgeq.quant.exact import FLOAT32_EXACT, exact_conv2d, exact_linear
-from edgeq.quant.fold import Affine, Folded, batchnorm_affine, fold
+from edgeq.quant.fold import Affine, Folded, Implied, batchnorm_affine, fold, implied
 from edgeq.quant.quantizer import SCALE_FLOOR, lsq_step, mse_steps, quantize
 from edgeq.quant.units import AbstractUnit, Output, Value, activate
 
@@ -42,6 +43,7 @@ class WeightedUnit(AbstractUnit):
         self.weight_steps = nn.ParameterDict(
             {str(b): nn.Parameter(torch.ones(rows), requires_grad=learned) for b in weight_bits}
         )
+        self.corrections = Corrections(self.weight.detach(), weight_bits)
         self.reset_weight_steps()
 
     @torch.no_grad()
@@ -65,27 +67,36 @@ class WeightedUnit(AbstractUnit):
         rows = self.weight.detach().flatten(1) if step.numel() > 1 else self.weight.detach().flatten()[None]
         return (rows.abs().amax(1) / hi).clamp_min(SCALE_FLOOR)
 
+    def weight_at(self, bits: int) -> Tensor:
+        """Return the weights before they are rounded at a width: the shared ones, plus what learned rounding adds."""
+        return plus(self.weight, self.corrections.get(WEIGHT, bits))
+
     def affine(self, bits: int) -> Affine:
         """Return gain and shift that follow the weights, from running statistics."""
         if self.norm is not None:
-            return batchnorm_affine(self.norm.at(bits), self.bias)
-        ones = torch.ones(len(self.weight), dtype=torch.float64, device=self.weight.device)
-        return Affine(ones, ones * 0 if self.bias is None else self.bias.double())
+            found = batchnorm_affine(self.norm.at(bits), self.bias)
+        else:
+            ones = torch.ones(len(self.weight), dtype=torch.float64, device=self.weight.device)
+            found = Affine(ones, ones * 0 if self.bias is None else self.bias.double())
+        return Affine(found.gain, plus(found.shift, self.corrections.get(SHIFT, bits)))
+
+    def implied(self, in_step: Tensor) -> Implied:
+        """Return the steps that the short multipliers give the weights at the active width."""
+        bits = self.width.bits
+        w_step = self.weight_step(bits)
+        if self.output is None:  # logits: their own step is s_in * s_w, so that the multiplier is 1
+            return implied(self.affine(bits), steps=(in_step, w_step, in_step.double() * w_step.double()), shift=0)
+        return implied(
+            self.affine(bits),
+            steps=(in_step, w_step, self.out_step()),
+            shift=shift_for(*self.output.range(bits)),
+            snapped=self.width.snapped,
+        )
 
     def folded(self, in_step: Tensor) -> Folded:
         """Return the layer in the code domain at the active width."""
         bits = self.width.bits
-        if self.output is None:  # logits: their own step is s_in * s_w, so that the multiplier is 1
-            steps = (in_step, self.weight_step(bits), in_step.double() * self.weight_step(bits).double())
-            return fold(self.weight, self.affine(bits), steps=steps, weight_range=self.weight_range(bits), shift=0)
-        return fold(
-            self.weight,
-            self.affine(bits),
-            steps=(in_step, self.weight_step(bits), self.out_step()),
-            weight_range=self.weight_range(bits),
-            shift=shift_for(*self.output.range(bits)),
-            snapped=self.width.snapped,
-        )
+        return fold(self.weight_at(bits), self.implied(in_step), weight_range=self.weight_range(bits))
 
     @abstractmethod
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -112,7 +123,7 @@ class WeightedUnit(AbstractUnit):
         bits = self.width.bits
         axes = (-1,) + (1,) * (self.weight.dim() - 1)
         w_step = self.weight_step(bits).reshape(axes)
-        codes = quantize(self.weight / w_step, *self.weight_range(bits))
+        codes = quantize(self.weight_at(bits) / w_step, *self.weight_range(bits))
         scale = w_step * in_step
         if not torch.is_autocast_enabled(x.codes.device.type):
             y = _plus(self.product(x.codes, codes * scale), self.bias)
@@ -122,15 +133,20 @@ class WeightedUnit(AbstractUnit):
             out_step = self.out_step()
             sums = self.product(x.codes, codes)
             y = self.norm(sums, bits, step=out_step, batch=True, scale=scale.detach().flatten())
-            return self._land(y, out_step)
+            return self._land(self._shifted(y, out_step), out_step)
         else:
             y = _plus(self.product(x.codes, codes).float() * scale.reshape((1, -1, *axes[2:])), self.bias)
         if self.output is None:
-            return Value(y, None)
+            return Value(self._shifted(y), None)
         out_step = self.out_step()
         if self.norm is None:
-            return self._land(y / out_step, out_step)
-        return self._land(self.norm(y, bits, step=out_step, batch=True), out_step)
+            return self._land(self._shifted(y) / out_step, out_step)
+        return self._land(self._shifted(self.norm(y, bits, step=out_step, batch=True), out_step), out_step)
+
+    def _shifted(self, y: Tensor, step: Tensor | float = 1.0) -> Tensor:
+        """Add the active width's correction to results in units of `step`."""
+        shift = self.corrections.get(SHIFT, self.width.bits)
+        return y if shift is None else plus(y, per_channel(shift / step, y))
 
     def _deployed(self, x: Value, in_step: Tensor) -> Value:
         with torch.autocast(x.codes.device.type, enabled=False):

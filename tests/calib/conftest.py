@@ -45,7 +45,7 @@ def net() -> MultiBitNet:
     return build()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make():
     return build
 
