@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ),
     ("transfer", "edgeq.cli.transfer:Transfer", "which width's patches fool which, and how alike the widths look"),
     ("calibrate", "edgeq.cli.calibrate:Calibrate", "post-training quantization of a run or of float weights"),
+    ("sensitivity", "edgeq.cli.sensitivity:Sensitivity", "which layers a width loses its accuracy in"),
     ("export", "edgeq.cli.export:Export", "write integer-only models, each with its proof"),
     ("verify", "edgeq.cli.verify:Verify", "prove an exported artefact again"),
     ("audit", "edgeq.cli.audit:Audit", "how much of a model really runs in integers, and what keeps the rest in float"),

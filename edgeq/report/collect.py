@@ -23,6 +23,7 @@ from edgeq.robustness.store import FOLDER
 
 Json = Mapping[str, Any]  # Any: JSON
 ATTACKS = ("robustness.json", "attacks.json")
+SENSITIVITY = "sensitivity.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Network:
     machine: Json | None = None
     attacks: Json | None = None
     pictures: Pictures | None = None
+    sensitivity: Json | None = None
 
 
 def collect(paths: Sequence[Path], *, results: Sequence[Path] = ()) -> tuple[Network, ...]:
@@ -128,6 +130,7 @@ def _from_run(folder: Path, label: str, artefacts: Sequence[Artefact], more: Seq
         machine=_machine(rows, documents),
         attacks=_attacks(folder / runs.RESULTS),
         pictures=open_pictures(folder / runs.RESULTS / FOLDER),
+        sensitivity=_sensitivity(folder / runs.RESULTS / SENSITIVITY),
     )
 
 
@@ -140,6 +143,16 @@ def _attacks(results: Path) -> Json | None:
     missing = [name for name in ("headline", "cells", "plan", "integer", "warnings") if name not in body]
     if missing:
         raise InputError(f"expected {missing[0]} in {found}, got none; run edgeq transfer again")
+    return body
+
+
+def _sensitivity(path: Path) -> Json | None:
+    if not path.exists():
+        return None
+    body = _document(path)
+    missing = [name for name in ("reference", "reference_accuracy", "images", "widths") if name not in body]
+    if missing:
+        raise InputError(f"expected {missing[0]} in {path}, got none; run edgeq sensitivity again")
     return body
 
 

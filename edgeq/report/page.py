@@ -9,6 +9,7 @@ from edgeq.bench.verdict import Point, verdict
 from edgeq.report.attacks import attack_section
 from edgeq.report.collect import Json, Network, Row
 from edgeq.report.figures import curves, latencies, pareto
+from edgeq.report.sensitivity import sensitivity_section
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #5c6670; --paper: #ffffff; --card: #f5f6f8; --line: #dfe3e8;
@@ -68,7 +69,7 @@ def _network(network: Network) -> str:
         f"<section><h2>{escape(network.model)} on {escape(network.data)}</h2>"
         f'<p class="soft">{escape(network.label)}</p>{_cards(network.rows)}{_table(network.rows)}{_verdict(network)}'
         f'<div class="figures">{drawn}</div>{attack_section(network.attacks, network.pictures)}'
-        f"{_proofs(network.rows)}{_setup(network)}</section>"
+        f"{sensitivity_section(network.sensitivity)}{_proofs(network.rows)}{_setup(network)}</section>"
     )
 
 
