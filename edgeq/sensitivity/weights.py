@@ -34,7 +34,8 @@ def weights_of(unit: WeightedUnit, bits: int) -> Weights:
     """Return what rounding does to a layer's weights at a width."""
     rows = unit.weight.detach().flatten(1)
     step = unit.weight_step(bits).detach().reshape(-1, 1)
-    off = quantize(rows / step, *unit.weight_range(bits)) * step - rows
+    before = unit.weight_at(bits).detach().flatten(1)  # learned rounding moves them
+    off = quantize(before / step, *unit.weight_range(bits)) * step - rows
     signal, noise = (x.square().sum(1, dtype=torch.float64).tolist() for x in (rows, off))
     reach = rows.abs().amax(1)
     top = max(float(reach.max()), SCALE_FLOOR)
