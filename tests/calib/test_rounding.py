@@ -1,4 +1,5 @@
 from itertools import product as every
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from edgeq.calib.walk import deployed_units, evaluating, unpacked
 from edgeq.errors import InputError
 from edgeq.quant.bits import at_bits
 from edgeq.quant.convert import multibit
+from edgeq.quant.weighted import WeightedUnit
 
 
 def errors(q: torch.Tensor, z: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -46,7 +48,7 @@ def test_near_the_best_of_all_and_never_worse_than_nearest(seed: int) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"stride": 2, "padding": 1}, {"dilation": 2}])
-def test_the_form_is_the_layers_error(images, options: dict[str, int]) -> None:
+def test_the_form_is_the_layers_error(images, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, **options), nn.Flatten(), nn.LazyLinear(2))
     model = nn.Sequential(*layers).eval()
@@ -57,6 +59,7 @@ def test_the_form_is_the_layers_error(images, options: dict[str, int]) -> None:
         for _, unit, batches in deployed_units(net, images, bits=4, batch_size=10):
             if tuple(unit.state_dict().get("weight", torch.zeros(0)).shape)[:1] != (6,):
                 continue
+            assert isinstance(unit, WeightedUnit)
             h = input_moments(unit, [x for (x,) in batches], centred=False)
             delta = torch.randn_like(unit.weight)
             rows = delta.flatten(1).chunk(len(h))

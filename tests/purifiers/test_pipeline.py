@@ -136,7 +136,7 @@ def test_real_purifiers_can_be_attacked_in_all_their_ways(method) -> None:
 def test_wrong_choices_are_refused() -> None:
     for wrong, words in (
         (lambda: Effort(steps=0), "positive numbers"),
-        (lambda: Effort(cold=2.0), "cold <= warm"),
+        (lambda: Effort(cold=3.0), "cold <= warm"),
         (lambda: Assault(eps=(0,)), "eps from 1 to 255"),
         (lambda: withstood(Purified(Rounds(), Mean()), images(10), LABELS, Assault(ways=("magic",))), "magic"),
     ):
