@@ -6,7 +6,7 @@
 Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes
 the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
 with three seeds, and for the shared default also without the deployed stage, with distillation and without the
-curriculum (one seed).
+curriculum (one seed). Both train the default also with three widths in a step instead of all (one seed).
 Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again,
 half-finished ones go on, and what --out holds already counts as finished (another machine may have made it).
 """
@@ -14,6 +14,7 @@ half-finished ones go on, and what --out holds already counts as finished (anoth
 import argparse
 import statistics
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -58,8 +59,11 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
                     continue  # the same float network
                 quant = QuantConfig(bits=(bits,), scales=scales)
                 found.append(Job(f"{plan}-dedicated{bits}-{scales}-{seed}", replace(config, quant=quant, seed=seed)))
+        plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
+        if seed == 0:
+            three = replace(plain.standard, widths_per_step=3)
+            found.append(Job(f"{plan}-shared-three-widths-{seed}", replace(plain, standard=three)))
         if plan == "signs" and seed == 0:
-            plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
             found.append(Job(f"{plan}-shared-no-deployed-stage-{seed}", replace(plain, deployed=0.0)))
             taught = replace(plain.standard, distill=0.5)
             found.append(Job(f"{plan}-shared-distillation-{seed}", replace(plain, standard=taught)))
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--shard", default="0/1", help="i/n: take every n-th job from the i-th, for n processes at once"
     )
+    parser.add_argument("--only", default="*", help="train only the jobs whose name matches, as in *-shared-*")
     parser.add_argument("--collect", action="store_true", help="train nothing; write what is finished")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -182,7 +187,8 @@ def main() -> None:
     adopt(args.out, plan, args.work, config.epochs)
     index, count = (int(part) for part in args.shard.split("/"))
     for job in plan[index::count]:
-        if not args.collect and job.name not in finished(plan, args.work):
+        mine = not args.collect and fnmatch(job.name, args.only)
+        if mine and job.name not in finished(plan, args.work):
             run_job(job, args.work, data)
         results = finished(plan, args.work)
         body = {

@@ -173,7 +173,7 @@ def _set_steps(
             calibrate_in_order(model, images, bits=width, choose=choose, batchnorm=again, batch_size=batch_size)
             continue
         for name, histogram in seen.items():
-            model.grids[name].set_step(width, choose(name, histogram))  # type: ignore[operator]
+            model.grid(name).set_step(width, choose(name, histogram))
         if again:
             reestimate(model, images, bits=width, batch_size=batch_size)
     return edges
@@ -232,7 +232,7 @@ def _decide(
     model: MultiBitNet, name: str, histogram: Histogram, *, method: AbstractMethod, bits: int, levels: int
 ) -> EdgeReport:
     """Choose the range for the narrowest reader, and the stored codes' step from it."""
-    hi = model.grids[name].range(bits)[1]  # type: ignore[operator]
+    hi = model.grid(name).range(bits)[1]
     chosen = method.step(histogram, levels)
     step = chosen if levels == hi else chosen * levels / hi
     clip = step * hi

@@ -90,7 +90,7 @@ def codes_served(model: MultiBitNet, bits: int) -> dict[str, int]:
     """
     owner = {id(grid): name for name, grid in model.grids.items()}
     home: dict[str, str | None] = {IMAGE: None}
-    served = {name: grid.range(bits)[1] for name, grid in model.grids.items()}  # type: ignore[operator]
+    served = {name: model.grid(name).range(bits)[1] for name in model.grids}
     for step in model.steps:
         unit = model.units[step.name]
         assert isinstance(unit, AbstractUnit)

@@ -94,7 +94,8 @@ def draw_views(eot: EOT, count: int, *, size: int, image_size: tuple[int, int], 
     half = (scale * size / 2 * (angle.cos().abs() + angle.sin().abs()))[:, None]  # of the turned patch's bounding box
     room = (torch.tensor(image_size, dtype=torch.float64) - 2 * half).clamp_min(0)
     low = (torch.tensor(image_size, dtype=torch.float64) - room) / 2
-    centre = low + u[:, 3:] * room if eot.region == "anywhere" else (corner + size / 2).clamp(low, low + room)
+    free = eot.region == "anywhere" and not eot.exact  # a place between pixels is as good
+    centre = low + u[:, 3:] * room if free else (corner + size / 2).clamp(low, low + room)
     return Views(places if eot.exact else None, centre, angle, scale, gain)
 
 

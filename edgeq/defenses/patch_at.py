@@ -11,28 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from edgeq.defenses.base import NO_KEY, AbstractObjective, Key, Losses, Setting
-from edgeq.defenses.patches import Patcher, Patches
+from edgeq.defenses.base import NO_KEY, Key, Losses
+from edgeq.defenses.patches import AbstractPatchedObjective
 from edgeq.quant.bits import at_bits
-from edgeq.quant.network import MultiBitNet
-from edgeq.runs import RunInfo
 
 
-class PatchATObjective(AbstractObjective):
+class PatchATObjective(AbstractPatchedObjective):
     """See the module docstring."""
-
-    def __init__(self, net: MultiBitNet, patches: Patches, *, label_smoothing: float = 0.0) -> None:
-        super().__init__(net)
-        self.patcher = Patcher(net, patches)
-        self.label_smoothing = label_smoothing
-
-    def check(self, info: RunInfo) -> None:
-        """Check the pool's source."""
-        self.patcher.check(info)
-
-    def prepare(self, setting: Setting) -> None:
-        """Make or open the pool."""
-        self.patcher.prepare(setting)
 
     def forward(
         self,

@@ -24,7 +24,7 @@ from torch import Tensor
 from edgeq.attacks import Goal, PatchPool, PoolConfig, make_pool, open_pool, surrogate, training_attack
 from edgeq.attacks.pool import ORIGIN
 from edgeq.data.seeds import generator
-from edgeq.defenses.base import Key, Setting
+from edgeq.defenses.base import AbstractObjective, Key, Setting
 from edgeq.errors import InputError
 from edgeq.quant.network import MultiBitNet
 from edgeq.runs import RunInfo, load_run
@@ -179,6 +179,29 @@ class Patcher:
         size = self.choices.sizes[int(torch.randint(len(self.choices.sizes), (1,), generator=gen))]
         attack = training_attack(size, steps=self.choices.online_steps)
         return attack.run(surrogate(self.net, bits), images, Goal(labels), seed=key).on(images)
+
+
+class AbstractPatchedObjective(AbstractObjective):
+    """An objective that shows the network patches.
+
+    Args:
+        net: The network in training.
+        patches: Which patches.
+        label_smoothing: Of the cross-entropy.
+    """
+
+    def __init__(self, net: MultiBitNet, patches: Patches, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(net)
+        self.patcher = Patcher(net, patches)
+        self.label_smoothing = label_smoothing
+
+    def check(self, info: RunInfo) -> None:
+        """Check the pool's source."""
+        self.patcher.check(info)
+
+    def prepare(self, setting: Setting) -> None:
+        """Make or open the pool, where one is used."""
+        self.patcher.prepare(setting)
 
 
 def _pools(folder: Path) -> list[Path]:

@@ -13,29 +13,23 @@ import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from edgeq.defenses.base import NO_KEY, AbstractObjective, Key, Losses, Setting
-from edgeq.defenses.patches import Patcher, Patches
+from edgeq.defenses.base import NO_KEY, Key, Losses
+from edgeq.defenses.patches import AbstractPatchedObjective, Patches
 from edgeq.errors import InputError
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
 
 
-class PBATObjective(AbstractObjective):
+class PBATObjective(AbstractPatchedObjective):
     """See the module docstring."""
 
     def __init__(self, net: MultiBitNet, patches: Patches, *, label_smoothing: float = 0.0) -> None:
-        super().__init__(net)
+        super().__init__(net, replace(patches, online=1.0, warmup=0.0), label_smoothing=label_smoothing)
         if len(net.bits) != 1:
             raise InputError(
                 f"expected one width with defense pbat, got {list(net.bits)}; train one run per width (--bits 4), or "
                 "use patch-at for a shared backbone"
             )
-        self.patcher = Patcher(net, replace(patches, online=1.0, warmup=0.0))
-        self.label_smoothing = label_smoothing
-
-    def prepare(self, setting: Setting) -> None:
-        """Begin with patches at once."""
-        self.patcher.prepare(setting)
 
     def forward(
         self,

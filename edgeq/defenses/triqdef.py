@@ -27,14 +27,13 @@ from torch import Tensor
 from edgeq.attacks import surrogate
 from edgeq.attacks.patch import as_float
 from edgeq.data.seeds import generator
-from edgeq.defenses.base import NO_KEY, AbstractObjective, Key, Losses, Setting
+from edgeq.defenses.base import NO_KEY, Key, Losses
 from edgeq.defenses.patch_at import cross_entropies
-from edgeq.defenses.patches import Patcher, Patches
+from edgeq.defenses.patches import AbstractPatchedObjective, Patches
 from edgeq.errors import InputError
 from edgeq.perceptual import Alignment, all_pairs, fdp, feature_taps, gpdp, sample_pairs
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
-from edgeq.runs import RunInfo
 
 
 @dataclass(frozen=True)
@@ -70,23 +69,13 @@ class TriQDef:
             raise InputError(f"expected share above 0 and up to 1 (of the patched images), got {self.share}")
 
 
-class TriQDefObjective(AbstractObjective):
+class TriQDefObjective(AbstractPatchedObjective):
     """See the module docstring."""
 
     def __init__(self, net: MultiBitNet, patches: Patches, choices: TriQDef, *, label_smoothing: float = 0.0) -> None:
-        super().__init__(net)
-        self.patcher = Patcher(net, patches)
+        super().__init__(net, patches, label_smoothing=label_smoothing)
         self.choices = choices
-        self.label_smoothing = label_smoothing
         self.taps: tuple[str, ...] = feature_taps(net, choices.taps) if choices.lambda_fdp else ()
-
-    def check(self, info: RunInfo) -> None:
-        """Check the pool's source."""
-        self.patcher.check(info)
-
-    def prepare(self, setting: Setting) -> None:
-        """Make or open the pool."""
-        self.patcher.prepare(setting)
 
     def forward(
         self,

@@ -111,6 +111,12 @@ class MultiBitNet(nn.Module):
         """Return the convolutions and linear layers by name."""
         return {name: unit for name, unit in self.units.items() if isinstance(unit, WeightedUnit)}
 
+    def grid(self, name: str) -> Grid:
+        """Return the steps of an edge by the name of the operator that owns it."""
+        found = self.grids[name]
+        assert isinstance(found, Grid)
+        return found
+
     def quantized_bits(self) -> tuple[int, ...]:
         """Return the widths below 32."""
         return tuple(b for b in self.bits if b != FLOAT_BITS)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeq.attacks.eot import EOT, apply, draw_views, pixels
@@ -47,6 +47,7 @@ def test_a_quarter_turn_turns_the_patch() -> None:
 
 
 @given(seed=st.integers(0, 1000), rotation=st.floats(0.0, 180.0), low=st.floats(0.3, 1.0), high=st.floats(1.0, 4.0))
+@example(seed=0, rotation=0.0, low=1.0, high=1.0)  # pasted pixel for pixel, at the centre that the view names
 def test_values_stay_in_range_and_far_pixels_keep_their_bits(
     seed: int, rotation: float, low: float, high: float
 ) -> None:
