@@ -183,7 +183,7 @@ def test_report_of_a_run_and_its_artefact(here: Path, capsys: pytest.CaptureFixt
     assert (here / "page.html").read_text().startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize("method", [pytest.param("minmax", marks=pytest.mark.ci_slow), "mse"])
 def test_calibrate_float_weights(method: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     save_tensors(here / "float.safetensors", build("resnet8", classes=10).state_dict())

@@ -74,7 +74,9 @@ def test_a_run_folder_holds_what_the_contract_says(whole: Path, data: Dataset) -
     assert [a.bits for a in accuracies(net, data.test)] == [32, 8, 4]
 
 
-@pytest.mark.parametrize("stop_at", [2, 5, 8])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(2, marks=pytest.mark.ci_slow), 5, pytest.param(8, marks=pytest.mark.ci_slow)]
+)
 def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, whole: Path, data: Dataset, stop_at: int) -> None:
     out = tmp_path / "run"
     calls = 0
@@ -317,6 +319,7 @@ def test_a_full_disk_loses_nothing_already_saved(tmp_path: Path, data: Dataset) 
     assert (out / runs.STATE / "state.safetensors").read_bytes() == before
 
 
+@pytest.mark.ci_slow
 def test_it_learns(tmp_path: Path) -> None:
     data = load("signs:train=256,test=64")
     losses: list[float] = []

@@ -59,7 +59,13 @@ def test_it_is_deterministic(make, images, sequential: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sequential"), [("resnet8", False), ("resnet8", True), ("mobilenet_v2", True), ("vgg16_bn", False)]
+    ("name", "sequential"),
+    [
+        ("resnet8", False),
+        ("resnet8", True),
+        pytest.param("mobilenet_v2", True, marks=pytest.mark.ci_slow),
+        pytest.param("vgg16_bn", False, marks=pytest.mark.ci_slow),
+    ],
 )
 def test_the_built_in_networks(name: str, sequential: bool) -> None:
     torch.manual_seed(0)

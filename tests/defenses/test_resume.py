@@ -47,7 +47,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("stop_at", [2, 5, 7])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(2, marks=pytest.mark.ci_slow), 5, pytest.param(7, marks=pytest.mark.ci_slow)]
+)
 def test_triqdef_with_a_pool_resumes_to_the_bit(tmp_path: Path, whole: Path, stop_at: int) -> None:
     out = tmp_path / "run"
     calls = 0

@@ -66,6 +66,7 @@ def test_train_apply_evaluate(
     assert judged["results"][0]["total"] == judged["fidelity"]["images"] == 100
 
 
+@pytest.mark.ci_slow
 def test_an_alp_is_trained_and_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
