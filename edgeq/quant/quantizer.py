@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 SCALE_FLOOR = 1e-8  # a learned step never reaches zero or turns negative
+BLOCK = 1 << 16  # weights that a search works on at a time: they stay in the processor's cache
 
 
 class _RoundInPlace(torch.autograd.Function):
@@ -73,12 +74,16 @@ def mse_steps(
 ) -> Float[Tensor, " out"]:
     """Return, per row, the step with the least squared error: a search over `grid` fractions of max|w| / hi."""
     rows = weight.detach().flatten(1)
+    return torch.cat([_mse_steps(part, lo, hi, grid) for part in rows.split(max(1, BLOCK // rows.shape[1]))])
+
+
+def _mse_steps(rows: Tensor, lo: int, hi: int, grid: int) -> Tensor:
     top = rows.abs().amax(1).clamp_min(SCALE_FLOOR) / hi
     best, best_error = top, torch.full_like(top, math.inf)
     for k in range(grid):
         step = top * (1.0 - 0.9 * k / grid)
-        q = (rows / step[:, None]).round().clamp(lo, hi) * step[:, None]
-        error = (q - rows).square().sum(1)
+        q = (rows / step[:, None]).round_().clamp_(lo, hi).mul_(step[:, None])
+        error = q.sub_(rows).square_().sum(1)
         better = error < best_error
         best, best_error = torch.where(better, step, best), torch.where(better, error, best_error)
     return best
