@@ -27,7 +27,7 @@ import torch
 from edgeq import calib, runs
 from edgeq.bench.artefacts import Setting, bench
 from edgeq.bench.timing import Plan
-from edgeq.cli.artefacts import keep, open_artefact, origin
+from edgeq.cli.artefacts import keep, origin
 from edgeq.cli.measure import integer_row, record_accuracies
 from edgeq.cli.talk import Talk
 from edgeq.curriculum import Curriculum
@@ -36,6 +36,7 @@ from edgeq.defenses import Standard
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.export import Artefact, Certificate, save, verify
+from edgeq.export import load as load_artefact
 from edgeq.export.lower import lower
 from edgeq.files import write_text
 from edgeq.quant.bits import FLOAT_BITS
@@ -170,7 +171,7 @@ def _exported(net: MultiBitNet, out: Path, dataset: Dataset, talk: Talk) -> list
         with talk.busy(f"lowering {bits} bits to integers"):
             graph = lower(net, bits=bits, classes=dataset.classes, name=info.model)
             save(graph, path=path, origin=origin(out / RUN, info, path), inputs=images)
-        artefacts.append(open_artefact(path))
+        artefacts.append(load_artefact(path))
     return artefacts
 
 

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch import nn
 
 from edgeq.errors import InputError
 from edgeq.quant.network import MultiBitNet
@@ -47,8 +46,3 @@ def learning_rate(schedule: str, done: float, *, warmup: float) -> float:
     if done < warmup:
         return max(done / warmup, 0.01)
     return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
-
-
-def trainable(module: nn.Module) -> int:
-    """Return the number of trainable values."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

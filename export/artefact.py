@@ -103,7 +103,9 @@ def load(path: str | os.PathLike[str]) -> Artefact:
         raise InputError(f"expected an edgeq artefact of format {FORMAT} in {path / MANIFEST}; export the model again")
     contents = {name: _checked(path, name, manifest) for name in FILES}
     graph = graphfile.from_bytes(contents[GRAPH], contents[TENSORS])
-    return Artefact(path, manifest, graph, contents[MODEL], tuple(json.loads(contents[LABELS])))
+    loaded = Artefact(path, manifest, graph, contents[MODEL], tuple(json.loads(contents[LABELS])))
+    _check_manifest(loaded)
+    return loaded
 
 
 def labels(graph: IntegerGraph) -> tuple[str, ...]:
@@ -112,12 +114,35 @@ def labels(graph: IntegerGraph) -> tuple[str, ...]:
     return graph.classes or tuple(str(index) for index in range(count))
 
 
+def _check_manifest(loaded: Artefact) -> None:
+    """Raise where the manifest, which has no hash of its own, lacks something or speaks of another graph."""
+    manifest = loaded.manifest
+    try:
+        fits = manifest["bits"] == loaded.graph.bits and tuple(manifest["classes"]) == loaded.labels
+        for name in ("target", "name"):
+            if not isinstance(manifest[name], str):
+                raise TypeError(name)
+        dict(manifest["origin"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"expected an artefact's manifest in {loaded.path}, got one without or with a wrong {error}; the artefact "
+            "is damaged, export it again"
+        ) from error
+    if not fits:
+        raise InputError(
+            f"expected {loaded.path / MANIFEST} to fit {GRAPH}, got other bits or classes; the artefact is damaged, "
+            "export it again"
+        )
+
+
 def _checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     from edgeq.files import sha256
 
     if not (path / name).is_file():
         raise InputError(f"expected the file {path / name}, got none; the artefact is damaged, export it again")
-    expected, got = manifest.get("files", {}).get(name, {}).get("sha256"), sha256(path / name)
+    files = manifest.get("files")
+    entry = files.get(name) if isinstance(files, dict) else None
+    expected, got = entry.get("sha256") if isinstance(entry, dict) else None, sha256(path / name)
     if expected != got:
         raise InputError(
             f"expected {path / name} with SHA-256 {str(expected)[:12]}…, got {got[:12]}…; "

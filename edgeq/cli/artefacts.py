@@ -6,37 +6,8 @@ from pathlib import Path
 
 from edgeq import runs
 from edgeq.errors import InputError
-from edgeq.export import Artefact
-from edgeq.export import load as load_artefact
+from edgeq.export import Artefact, load
 from edgeq.files import sha256, write_json
-
-
-def open_artefact(path: Path) -> Artefact:
-    """Load an artefact and check all that a command reads from its manifest.
-
-    Raises:
-        InputError: The folder is no artefact, or is damaged.
-    """
-    try:
-        artefact = load_artefact(path)
-        manifest = artefact.manifest
-        if manifest["bits"] != artefact.graph.bits or tuple(manifest["classes"]) != artefact.labels:
-            raise InputError(
-                f"expected {path / 'manifest.json'} to fit graph.json, got other bits or classes; the artefact is "
-                "damaged, export it again"
-            )
-        for name in ("target", "name"):
-            if not isinstance(manifest[name], str):
-                raise TypeError(name)
-        dict(manifest["origin"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"expected an artefact's manifest in {path}, got one without or with a wrong {error}; the artefact is "
-            "damaged, export it again"
-        ) from error
-    return artefact
 
 
 def open_artefacts(paths: Sequence[Path]) -> list[Artefact]:
@@ -48,7 +19,7 @@ def open_artefacts(paths: Sequence[Path]) -> list[Artefact]:
         if path.resolve() in seen:
             raise InputError(f"expected different artefacts, got {path} twice; name each once")
         seen.add(path.resolve())
-    return [open_artefact(path) for path in paths]
+    return [load(path) for path in paths]
 
 
 def origin(run: Path, info: runs.RunInfo, art: Path) -> dict[str, object]:

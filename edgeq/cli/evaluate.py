@@ -92,10 +92,11 @@ class Evaluate(AbstractAttacking):
                 f"expected a run for --bits, got the artefact {self.folder}, which has one width; drop --bits"
             )
         with talk.busy("loading torch"):
-            from edgeq.cli.artefacts import keep, open_artefact
+            from edgeq.cli.artefacts import keep
             from edgeq.cli.measure import integer_row, load_fitting
+            from edgeq.export import load
             from edgeq.runs import load_run
-        artefact = open_artefact(self.folder)
+        artefact = load(self.folder)
         spec = self.data or artefact.manifest["origin"].get("data")
         if not spec:
             raise InputError(

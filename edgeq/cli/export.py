@@ -52,10 +52,10 @@ class Export(AbstractCommand):
                 f"expected --data, --mean and --std with an ONNX file only, got {self.folder}; a run knows its own"
             )
         with talk.busy("loading torch"):
-            from edgeq.cli.artefacts import model_sha256, open_artefact, origin
+            from edgeq.cli.artefacts import model_sha256, origin
             from edgeq.cli.measure import check_widths, load_fitting
             from edgeq.data import batches
-            from edgeq.export import save
+            from edgeq.export import load, save
             from edgeq.export.lower import lower
             from edgeq.runs import load_run
         info, net = load_run(self.folder)
@@ -68,7 +68,7 @@ class Export(AbstractCommand):
             out = self.out if len(graphs) == 1 else self.out.with_name(f"{self.out.name}-b{bits}")
             with talk.busy(f"writing and proving {out}"):
                 save(graph, path=out, target=self.target, origin=origin(self.folder, info, out), inputs=images)
-            artefact = open_artefact(out)
+            artefact = load(out)
             rows.append(
                 {
                     "artefact": str(out),

@@ -17,8 +17,8 @@ IMAGES = 100  # test images on which the import is compared with the original
 def imported_file(command: "Export", talk: Talk) -> Document:
     """Import the file, compare it with the original, and write the artefact."""
     with talk.busy("loading onnx"):
-        from edgeq.cli.artefacts import model_sha256, open_artefact
-        from edgeq.export import save
+        from edgeq.cli.artefacts import model_sha256
+        from edgeq.export import load, save
         from edgeq.export.importers import agreement, onnx_original
         from edgeq.export.verify import test_images
         from edgeq.files import sha256
@@ -37,7 +37,7 @@ def imported_file(command: "Export", talk: Talk) -> Document:
         origin = {"file": command.folder.name, "file_sha256": sha256(command.folder)}
         given = images[:16] if data is not None else None
         save(imported.graph, path=command.out, target=command.target, origin=origin, inputs=given)
-    artefact = open_artefact(command.out)
+    artefact = load(command.out)
     _tell(talk, command, imported, price)
     row = {
         "artefact": str(command.out),

@@ -30,9 +30,8 @@ class Verify(AbstractCommand):
         if self.images < 1:
             raise InputError(f"expected at least 1 image, got {self.images}; leave --data out to use none")
         with talk.busy("loading torch"):
-            from edgeq.cli.artefacts import open_artefact
-            from edgeq.export import verify
-        artefact = open_artefact(self.folder)
+            from edgeq.export import load, verify
+        artefact = load(self.folder)
         inputs = None
         if self.data:
             from edgeq.cli.measure import load_fitting

@@ -56,6 +56,8 @@ def fit(
 def _fit_channel(codes: np.ndarray, n: int, limits: tuple[int, int]) -> tuple[int, int, int, int]:
     centred = np.arange(256) - INPUT_ZERO
     inside = (codes > limits[0]) & (codes < limits[1])
+    if inside.sum() < 2:  # a step: its two sides are all there is
+        inside |= np.append(codes[1:] != codes[:-1], False) | np.insert(codes[1:] != codes[:-1], 0, False)
     if inside.sum() < 2:
         inside = np.ones(256, bool)
     slope, offset = np.polyfit(centred[inside], codes[inside], 1)

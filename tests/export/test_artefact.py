@@ -91,6 +91,25 @@ def test_another_manifest_is_refused(artefact: Path, text: str) -> None:
         load(artefact)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bits": 7}, "other bits or classes"),
+        ({"classes": list("jihgfedcba")}, "other bits or classes"),
+        ({"classes": 3}, "not iterable"),
+        ({"target": 1}, "wrong target"),
+        ({"origin": None}, "not iterable"),
+        ({"files": []}, "SHA-256 None"),
+        ({"files": {"model.onnx": "x"}}, "SHA-256 None"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(artefact: Path, change: dict[str, object], words: str) -> None:
+    file = artefact / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=words):
+        load(artefact)
+
+
 def test_an_artefact_is_replaced(graphs, artefact: Path) -> None:
     other = graphs.resnet(2, width=4, blocks=1, size=8)
     save(other, path=artefact)
