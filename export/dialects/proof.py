@@ -6,13 +6,17 @@ number needs more than 32 bits. An edge travels as uint8 `code + zero`, as in `o
 
     accumulator   ConvInteger or MatMulInteger, and an int32 Add of the bias
     clamp         Max and Min with the smallest accumulator that saturates, only where one can be reached
-    multiply      Mul by m, which then stays below 2^25
-    shift         division by 2^n, half to even; in general by any `den`, for Rescale has ratios such as 31/127
+    multiply      Mul by m
+    limit         Clip x = m * accumulator to lo * den ... hi * den, whose ends are the codes lo and hi
+    shift         division by den = 2^n, half to even; in general by any `den`, for Rescale has ratios such as 31/127
 
-Half to even with non-negative integers alone (ONNX's Div truncates): with an even K such that top = x + K * den >= 0,
+Half to even with non-negative integers alone (ONNX's Div truncates): with an even K >= -lo, so top = x + K * den >= 0,
 
     half_even(x / den) + K = floor((top + den/2 - 1 + (floor(top / den) mod 2)) / den)     for even den
                            = floor((top + (den - 1)/2) / den)                              for odd den (no ties)
+
+Behind the limit nothing passes (hi + K + 1/2) * den, which is at most 2^24 where n is `shift_for`'s. So engines that
+compute int32 operators in float32 (OpenVINO's Div on a CPU does) still get every code right.
 
 Averages are ConvInteger with weights 1: its zero point makes padding count as code 0.
 """
@@ -166,14 +170,17 @@ class _Proof:
 
     def _land(self, name: str, total: _Sum, den: int, limits: tuple[int, int]) -> None:
         """Write `clamp(half_even(total / den), lo, hi)` as the uint8 tensor of an edge."""
-        zero = zero_point(self.graph.edges[name])
-        even = 0 if den == 1 else 2 * -(-total.bound // (2 * den))  # K of the module's docstring
-        if total.bound + even * den + den > INT32_MAX:
+        zero, (lo, hi) = zero_point(self.graph.edges[name]), limits
+        even = max(0, 2 * -(lo // 2))  # K of the module's docstring
+        largest = max(total.bound, (hi + even + 1) * den) + abs(total.plus)
+        if largest > INT32_MAX:
             raise InputError(
-                f"expected a sum at layer {name!r} that fits into int32, got up to {total.bound + even * den}; "
+                f"expected a sum at layer {name!r} that fits into int32, got up to {largest}; "
                 "lower the network with short multipliers"
             )
-        top = self._plus(total.tensor, total.plus + even * den, f"{name}:top")
+        ends = [self.w.const(np.int32(limit * den - total.plus)) for limit in limits]
+        self.w.node("Clip", [total.tensor, *ends], f"{name}:limited")
+        top = self._plus(f"{name}:limited", total.plus + even * den, f"{name}:top")
         if den % 2:
             rounded = self._plus(top, (den - 1) // 2, f"{name}:half")
         else:
@@ -184,10 +191,7 @@ class _Proof:
         if den > 1:
             self.w.node("Div", [rounded, self.w.const(np.int32(den))], f"{name}:quotient")
             rounded = f"{name}:quotient"
-        code = self._plus(rounded, zero - even, f"{name}:code")
-        lo, hi = (self.w.const(np.int32(limit + zero)) for limit in limits)
-        self.w.node("Clip", [code, lo, hi], f"{name}:clamped")
-        self.w.node("Cast", [f"{name}:clamped"], name, to=UINT8)
+        self.w.node("Cast", [self._plus(rounded, zero - even, f"{name}:code")], name, to=UINT8)
 
     def _plus(self, tensor: str, value: int, out: str) -> str:
         if value == 0:
