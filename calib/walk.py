@@ -86,19 +86,26 @@ def last_uses(model: MultiBitNet) -> list[tuple[str, ...]]:
 def codes_served(model: MultiBitNet, bits: int) -> dict[str, int]:
     """Return, per grid, the largest code of its narrowest reader at a width.
 
-    That is the grid's own largest code, but the b-bit one where a wide (8-bit) edge has b-bit readers.
+    That is the grid's own largest code, but the copy's where readers of fewer bits have a narrow copy.
     """
+    home = homes(model)
+    served = {name: model.grid(name).range(bits)[1] for name in model.grids}
+    for step in model.steps:
+        unit, grid = model.units[step.name], home[step.name]
+        if isinstance(unit, NarrowUnit) and grid is not None:
+            served[grid] = min(served[grid], activation_range(unit.at[bits].read, signed=unit.signed)[1])
+    return served
+
+
+def homes(model: MultiBitNet) -> dict[str, str | None]:
+    """Return, per step, the grid that its codes came from, also through copies and poolings; None for the image's."""
     owner = {id(grid): name for name, grid in model.grids.items()}
     home: dict[str, str | None] = {IMAGE: None}
-    served = {name: model.grid(name).range(bits)[1] for name in model.grids}
     for step in model.steps:
         unit = model.units[step.name]
         assert isinstance(unit, AbstractUnit)
         home[step.name] = home[step.inputs[0]] if unit.output is None else owner[id(unit.output.grid)]
-        grid = home[step.name]
-        if isinstance(unit, NarrowUnit) and grid is not None:
-            served[grid] = activation_range(bits, signed=unit.signed)[1]
-    return served
+    return home
 
 
 def unrounded(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int, *, round_weights: bool) -> Tensor:

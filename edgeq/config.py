@@ -95,4 +95,4 @@ class TrainConfig:
 
 def plain(config: TrainConfig) -> dict[str, Any]:
     """Return the choices as JSON has them."""
-    return json.loads(json.dumps(asdict(config)))
+    return json.loads(json.dumps({**asdict(config), "quant": config.quant.plain()}))

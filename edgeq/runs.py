@@ -19,6 +19,7 @@ from edgeq import __version__
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, save_tensors, write_json, write_text
 from edgeq.models import build
+from edgeq.quant import layer_bits
 from edgeq.quant.convert import multibit
 from edgeq.quant.correction import make_room
 from edgeq.quant.network import MultiBitNet, QuantConfig
@@ -65,7 +66,7 @@ def write_info(folder: Path, info: RunInfo) -> None:
         "format": FORMAT,
         "model": info.model,
         "data": info.data,
-        "quant": {**info.quant.__dict__, "bits": list(info.quant.bits)},
+        "quant": info.quant.plain(),
         "classes": list(info.classes),
         "image_shape": list(info.image_shape),
         "training": info.training,
@@ -87,7 +88,9 @@ def read_info(folder: Path) -> RunInfo:
             raise InputError(
                 f"expected run format {FORMAT} in {folder}, got {body['format']}; use the edgeq that made it"
             )
-        quant = QuantConfig(**{**body["quant"], "bits": tuple(body["quant"]["bits"])})
+        quant = body["quant"]
+        named = layer_bits.checked(quant.get("layer_bits", {}))
+        quant = QuantConfig(**{**quant, "bits": tuple(quant["bits"]), "layer_bits": named})
         channels, height, width = body["image_shape"]
         shape = (int(channels), int(height), int(width))
         return RunInfo(body["model"], body["data"], quant, tuple(body["classes"]), shape, body["training"])

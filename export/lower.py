@@ -81,7 +81,7 @@ class _Lowering:
         if isinstance(unit, InputUnit):
             self.edge_of[name] = INPUT
             return
-        if isinstance(unit, DropoutUnit) or (isinstance(unit, NarrowUnit) and unit.width.bits == 8):
+        if isinstance(unit, DropoutUnit) or (isinstance(unit, NarrowUnit) and unit.idle):
             self.edge_of[name] = self.edge_of[inputs[0]]
             return
         node = self._node(name, unit, inputs)
@@ -100,8 +100,8 @@ class _Lowering:
             case AddUnit():
                 return self._add(name, unit, inputs)
             case NarrowUnit():
-                lo, hi, wide = unit.ratio()
-                return Rescale(name, source, num=hi, den=wide, lo=lo, hi=hi)
+                lo, hi, top = unit.ratio()
+                return Rescale(name, source, num=hi, den=top, lo=lo, hi=hi)
             case ReluUnit():
                 assert x.step is not None
                 return Rescale(name, source, num=1, den=1, lo=0, hi=int(min(self.edges[source].hi, unit.top(x.step))))

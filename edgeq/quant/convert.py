@@ -1,9 +1,10 @@
 """Turn an ordinary network into a multi-bit one: decide every edge's grid, then build the units.
 
-Each operator asks something of the edges it reads: a convolution or linear layer wants b-bit codes (8-bit ones if it is
-an edge layer), additions, poolings that average and stand-alone BatchNorms want 8 bits. Pooling by maximum, flatten and
-dropout pass the wish of their readers on. An edge of which anyone wants 8 bits is *wide*; its b-bit readers get a
-`NarrowUnit` in between. A layer that feeds one addition and nothing else is *tied* to that addition's grid.
+Each operator asks something of the edges it reads: a convolution or linear layer wants codes of its own bits (8 if it
+is an edge layer, else the network's, unless `layer_bits` names it), additions, poolings that average and stand-alone
+BatchNorms want 8 bits. Pooling by maximum, flatten and dropout pass the wish of their readers on. An edge is stored as
+its widest reader wants it; narrower readers get a `NarrowUnit` in between. A layer that feeds one addition and nothing
+else is *tied* to that addition's grid.
 """
 
 from dataclasses import replace
@@ -14,8 +15,9 @@ from torch import nn
 from edgeq.errors import InputError
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width, at_bits
-from edgeq.quant.grid import Grid
+from edgeq.quant.grid import Codes, Grid
 from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit
+from edgeq.quant.layer_bits import Bits, check_names
 from edgeq.quant.network import IMAGE, MultiBitNet, QuantConfig, Step
 from edgeq.quant.trace import INF, Op, trace
 from edgeq.quant.units import (
@@ -26,6 +28,7 @@ from edgeq.quant.units import (
     FlattenUnit,
     InputUnit,
     MaxPoolUnit,
+    Narrowing,
     NarrowUnit,
     Output,
     ReluUnit,
@@ -75,20 +78,30 @@ class _Plan:
         layers = [op for op in ops if op.kind in LAYERS]
         self.edge_layers = {layers[0].name, layers[-1].name} | {op.name for op in layers if op.args.get("affine")}
         self.last = ops[-1].name
+        self.settings = tuple(b for b in config.bits if b != FLOAT_BITS)
+        check_names(config.layer_bits, tuple(op.name for op in layers if not op.args.get("affine")))
         self.grids: dict[str, Grid] = {}
 
-    def wants(self, op: Op) -> set[str]:
-        """Return what readers of this operator's result want: "wide" and/or "narrow"."""
-        wishes: set[str] = set()
+    def bits_of(self, op: Op, setting: int) -> Bits:
+        """Return the bits of a layer's weights and of the codes that it reads, at a width of the network."""
+        if op.args.get("affine"):
+            return 8, 8
+        edge = self.config.edge_bits if op.name in self.edge_layers else 0
+        named = self.config.layer_bits.get(setting, {}).get(op.name)
+        weights, codes = named or (max(setting, edge), 8 if edge == 8 else setting)  # type: ignore[misc]
+        return weights, 8 if self.source(op.inputs[0]) == IMAGE else codes
+
+    def wishes(self, op: Op, setting: int) -> set[int]:
+        """Return the bits that readers of this operator's result want it to have."""
+        found: set[int] = set()
         for reader in self.readers[op.name]:
             if reader.kind in LAYERS:
-                edge = reader.name in self.edge_layers and self.config.edge_bits == 8
-                wishes.add("wide" if edge or reader.args.get("affine") else "narrow")
+                found.add(self.bits_of(reader, setting)[1])
             elif reader.kind in PASSING or reader.kind == "concat":
-                wishes |= self.wants(reader)
+                found |= self.wishes(reader, setting)
             else:
-                wishes.add("wide")
-        return wishes
+                found.add(8)
+        return found
 
     def signed(self, name: str) -> bool:
         """Tell whether an operator's result may be negative."""
@@ -125,12 +138,13 @@ class _Plan:
         return Output(self.grids[target.name], signed=self.signed(op.name), owner=target is op)
 
     def _grid(self, op: Op) -> Grid:
-        wide = op.kind == "add" or "wide" in self.wants(op)
+        codes = {}
+        for setting in self.settings:
+            wishes = self.wishes(op, setting) or {setting}
+            codes[setting] = Codes(8 if op.kind == "add" else max(wishes), min(wishes))
         return Grid(
-            self.config.bits,
+            codes,
             signed=self.signed(op.name),
-            wide=wide,
-            narrowed="narrow" in self.wants(op),
             learned=self.config.scales == "learned",
             count=int(torch.Size(op.shape).numel()),
             ceiling=None if op.relu in (None, INF) else op.relu,
@@ -141,17 +155,21 @@ class _Plan:
         pixels = IMAGE + "_codes"
         steps = [Step(pixels, (IMAGE,))]
         units: dict[str, AbstractUnit] = {pixels: InputUnit(self.width, None)}
+        copies: dict[tuple[str, tuple[int, ...]], str] = {}
         for op in self.ops.values():
             inputs = []
             for name in op.inputs:
-                if self._reads_narrow(op, name):
-                    copy = name + "_narrow"
-                    if copy not in units:
-                        units[copy] = NarrowUnit(self.width, signed=self.signed(name))
-                        steps.append(Step(copy, (name,)))
-                    inputs.append(copy)
-                else:
+                at = self._narrowing(op, name)
+                if not at:
                     inputs.append(pixels if name == IMAGE else name)
+                    continue
+                key = name, tuple(narrowing.read for narrowing in at.values())
+                if key not in copies:  # readers alike share a copy
+                    others = sum(edge == name for edge, _ in copies)
+                    copies[key] = f"{name}_narrow" + (f"_{others + 1}" if others else "")
+                    units[copies[key]] = NarrowUnit(self.width, signed=self.signed(name), at=at)
+                    steps.append(Step(copies[key], (name,)))
+                inputs.append(copies[key])
             units[op.name] = self._unit(op)
             steps.append(Step(op.name, tuple(inputs)))
         return MultiBitNet(
@@ -163,13 +181,17 @@ class _Plan:
             image_shape=image_shape,
         )
 
-    def _reads_narrow(self, op: Op, name: str) -> bool:
-        if op.kind not in LAYERS or op.args.get("affine"):
-            return False
-        if op.name in self.edge_layers and self.config.edge_bits == 8:
-            return False
+    def _narrowing(self, op: Op, name: str) -> dict[int, Narrowing]:
+        """Return what happens at each width between an edge and its reader; empty where nothing ever does."""
         source = self.source(name)
-        return source != IMAGE and self.grids[source].wide
+        if op.kind not in LAYERS or source == IMAGE:
+            return {}
+        grid = self.grids[source]
+        found = {
+            setting: Narrowing(grid.storage_bits(setting), grid.range(setting)[1], self.bits_of(op, setting)[1])
+            for setting in self.settings
+        }
+        return found if any(n.read < n.stored for n in found.values()) else {}
 
     def _unit(self, op: Op) -> AbstractUnit:
         output = self.output(op)
@@ -195,10 +217,7 @@ class _Plan:
 
     def _layer(self, op: Op, output: Output | None) -> AbstractUnit:
         config = self.config
-        edge = config.edge_bits if op.name in self.edge_layers else 0
-        weight_bits = {b: max(b, edge) for b in config.bits if b != FLOAT_BITS}
-        if op.args.get("affine"):
-            weight_bits = dict.fromkeys(weight_bits, 8)
+        bits = {setting: self.bits_of(op, setting) for setting in self.settings}
         norm = None if op.norm is None else WidthNorm(op.norm, config.bits, shared=config.batchnorm == "shared")
         kind = ConvUnit if op.kind == "conv" else LinearUnit
         unit = kind(
@@ -207,11 +226,13 @@ class _Plan:
             layer=op.module,  # type: ignore[arg-type]
             norm=norm,
             relu=op.relu,
-            weight_bits=weight_bits,
+            weight_bits={setting: weights for setting, (weights, _) in bits.items()},
+            input_bits={setting: codes for setting, (_, codes) in bits.items()},
             full_range=config.full_range,
             learned=config.scales == "learned",
         )
         if op.args.get("affine"):
+            unit.is_norm = True
             unit.weight.requires_grad_(False)
         return unit
 

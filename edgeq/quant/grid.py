@@ -1,19 +1,29 @@
 """Grids: which codes an activation edge carries at each width, and what one step is worth.
 
-An edge that feeds additions, poolings or an 8-bit layer is *wide*: it is stored on the 8-bit grid at every width. The
-convolutions behind it read a *narrow* copy, code_b = round(code_8 * hi_b / hi_8), which has the same clipping range.
-So residual paths keep their precision while every multiplication runs on b-bit operands.
+An edge is stored with the bits of its widest reader: additions, poolings and 8-bit layers want 8, so what feeds them is
+*wide* at every width. Layers of fewer bits behind it read a *narrow* copy, code_b = round(code_8 * hi_b / hi_8), which
+has the same clipping range. So residual paths keep their precision while every multiplication runs on b-bit operands.
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from edgeq.quant.bits import FLOAT_BITS, activation_range
+from edgeq.quant.bits import activation_range
 from edgeq.quant.quantizer import SCALE_FLOOR, lsq_step
 
 OBSERVER_MOMENTUM = 0.01  # the running maximum of observer scales, as in PyTorch's moving-average observers
+
+
+class Codes(NamedTuple):
+    """The bits of an edge at one width of the network: as it is stored, and of its narrowest reader."""
+
+    stored: int
+    narrowest: int
 
 
 class Grid(nn.Module):
@@ -21,11 +31,9 @@ class Grid(nn.Module):
 
     def __init__(
         self,
-        bits: tuple[int, ...],
+        codes: Mapping[int, Codes],
         *,
         signed: bool,
-        wide: bool,
-        narrowed: bool,
         learned: bool,
         count: int,
         ceiling: float | None = None,
@@ -33,17 +41,14 @@ class Grid(nn.Module):
         super().__init__()
         self.count = count  # values per sample that share the step
         self.signed = signed
-        self.wide = wide
-        self.narrowed = narrowed  # b-bit layers read a narrow copy of this wide edge
+        self.codes = dict(codes)  # width -> bits
         self.learned = learned
         self.ceiling = ceiling
-        self.steps = nn.ParameterDict(
-            {str(b): nn.Parameter(torch.tensor(0.05), requires_grad=learned) for b in bits if b != FLOAT_BITS}
-        )
+        self.steps = nn.ParameterDict({str(b): nn.Parameter(torch.tensor(0.05), requires_grad=learned) for b in codes})
 
     def storage_bits(self, bits: int) -> int:
         """Return the width of the stored codes."""
-        return 8 if self.wide else bits
+        return self.codes[bits].stored
 
     def range(self, bits: int) -> tuple[int, int]:
         """Return the smallest and largest stored code."""
@@ -65,9 +70,7 @@ class Grid(nn.Module):
         times dL/dS = r dL/ds, so s = r S moves by r^2 g dL/ds. (With the stored codes' own g, 2-bit ranges would move
         hundreds of times faster than LSQ means.)
         """
-        if not (self.wide and self.narrowed):
-            return lsq_step(raw, self.count, hi)
-        narrow = activation_range(bits, signed=self.signed)[1]
+        narrow = activation_range(self.codes[bits].narrowest, signed=self.signed)[1]
         return lsq_step(raw, self.count, narrow, ratio=narrow / hi)
 
     @torch.no_grad()

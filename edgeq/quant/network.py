@@ -1,7 +1,8 @@
 """The multi-bit network: a list of steps over shared weights, run at whichever width is active."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -25,6 +26,8 @@ class QuantConfig:
         scales: "learned" (LSQ) or "observer" (running maxima).
         edge_bits: Width of the first and last layer where the rest goes lower; 0 gives them the network's width.
         full_range: Allow the weight code -2^(b-1) too.
+        layer_bits: Bits of single layers at a width, for their weights and the codes that they read, or a pair of
+            numbers for the two; see `edgeq.quant.layer_bits`. Afterwards pairs throughout.
     """
 
     bits: tuple[int, ...] = (32, 8, 5, 4, 2)
@@ -32,11 +35,13 @@ class QuantConfig:
     scales: str = "learned"
     edge_bits: int = 8
     full_range: bool = False
+    layer_bits: Mapping[int, Mapping[str, int | tuple[int, int]]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the choices."""
         from edgeq.errors import InputError
         from edgeq.quant.bits import check_bits
+        from edgeq.quant.layer_bits import checked
 
         object.__setattr__(self, "bits", check_bits(tuple(self.bits)))
         if self.batchnorm not in ("per-bit", "shared"):
@@ -45,6 +50,18 @@ class QuantConfig:
             raise InputError(f"expected scales 'learned' or 'observer', got {self.scales!r}")
         if self.edge_bits != 0 and not 2 <= self.edge_bits <= 8:
             raise InputError(f"expected edge_bits from 2 to 8, or 0 to turn them off, got {self.edge_bits}")
+        object.__setattr__(self, "layer_bits", checked(self.layer_bits))
+        strange = [b for b in self.layer_bits if b not in self.bits]
+        if strange:
+            raise InputError(
+                f"expected settings of layer_bits out of the network's widths {list(self.bits)}, got {strange[0]}; add "
+                "it to the widths (--bits)"
+            )
+
+    def plain(self) -> dict[str, Any]:
+        """Return the choices as JSON has them; `layer_bits` only where a layer is named, as before there were any."""
+        fields = {**asdict(self), "bits": list(self.bits)}
+        return {name: value for name, value in fields.items() if name != "layer_bits" or value}
 
 
 @dataclass(frozen=True)

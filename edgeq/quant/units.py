@@ -10,6 +10,7 @@ Deployed form (evaluation, and training's last stage): BatchNorm folded, multipl
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -111,27 +112,42 @@ class InputUnit(AbstractUnit):
         return Value(codes, torch.tensor(PIXEL_STEP, device=codes.device), 128)
 
 
-class NarrowUnit(AbstractUnit):
-    """A wide (8-bit) edge as b-bit codes with the same clipping range: round(code * hi_b / hi_8)."""
+class Narrowing(NamedTuple):
+    """What a narrow copy does at one width of the network: bits and largest code of the edge, bits of the copy."""
 
-    def __init__(self, width: Width, *, signed: bool) -> None:
+    stored: int
+    top: int
+    read: int
+
+
+class NarrowUnit(AbstractUnit):
+    """An edge as its narrower readers want it, with the same clipping range: round(code * hi_read / hi_stored)."""
+
+    def __init__(self, width: Width, *, signed: bool, at: Mapping[int, Narrowing]) -> None:
         super().__init__(width, None)
         self.signed = signed
+        self.at = dict(at)  # width -> what is done there
+
+    @property
+    def idle(self) -> bool:
+        """Whether the readers take the edge as it is stored, at the active width."""
+        bits = self.width.bits
+        return bits == FLOAT_BITS or self.at[bits].read >= self.at[bits].stored
 
     def ratio(self) -> tuple[int, int, int]:
-        """Return (lo_b, hi_b, hi_8) at the active width."""
-        lo, hi = activation_range(self.width.bits, signed=self.signed)
-        return lo, hi, activation_range(8, signed=self.signed)[1]
+        """Return (lo, hi) of the copy and the edge's largest code, at the active width."""
+        narrowing = self.at[self.width.bits]
+        return *activation_range(narrowing.read, signed=self.signed), narrowing.top
 
     def forward(self, *inputs: Value) -> Value:
-        """Return the narrow copy; the edge itself at 8 and 32 bits."""
+        """Return the narrow copy, or the edge itself."""
         (x,) = inputs
-        if x.step is None or self.width.bits == 8:
+        if x.step is None or self.idle:
             return x
-        lo, hi, wide = self.ratio()
+        lo, hi, top = self.ratio()
         # Deployed: one correctly rounded division of integers (the ratios have no ties). Training: one pass less.
-        u = x.codes * hi / wide if self.deployed else x.codes * (hi / wide)
-        return Value(quantize(u, lo, hi), x.step * (wide / hi), max(hi, -lo))
+        u = x.codes * hi / top if self.deployed else x.codes * (hi / top)
+        return Value(quantize(u, lo, hi), x.step * (top / hi), max(hi, -lo))
 
 
 class ReluUnit(AbstractUnit):

@@ -28,6 +28,7 @@ class WeightedUnit(AbstractUnit):
         norm: WidthNorm | None,
         relu: float | None,
         weight_bits: dict[int, int],
+        input_bits: dict[int, int],
         full_range: bool,
         learned: bool,
     ) -> None:
@@ -35,8 +36,10 @@ class WeightedUnit(AbstractUnit):
         self.weight = nn.Parameter(layer.weight.detach().clone())
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         self.norm = norm
+        self.is_norm = False  # a stand-alone BatchNorm, in the form of a depthwise layer of ones
         self.relu = relu  # None: no activation; inf: ReLU; 6: ReLU6
-        self.weight_bits = weight_bits  # width -> bits of this layer's weights (edge layers differ)
+        self.weight_bits = weight_bits  # width of the network -> bits of this layer's weights
+        self.input_bits = input_bits  # and of the codes that it reads
         self.full_range = full_range
         self.learned = learned
         rows = layer.weight.shape[0] if output is not None else 1  # logits share one step: argmax on int32 is exact

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from edgeq.models import build
 from edgeq.quant.bits import activation_range, at_bits
 from edgeq.quant.convert import multibit
-from edgeq.quant.grid import Grid
+from edgeq.quant.grid import Codes, Grid
 from edgeq.quant.network import QuantConfig
 from edgeq.quant.quantizer import quantize
 
 
-def grid(bits: int, *, wide: bool, narrowed: bool, signed: bool = False, ceiling: float | None = None) -> Grid:
-    return Grid((bits,), signed=signed, wide=wide, narrowed=narrowed, learned=True, count=64, ceiling=ceiling)
+def grid(bits: int, *, wide: bool, signed: bool = False, ceiling: float | None = None) -> Grid:
+    codes = {bits: Codes(8 if wide else bits, bits)}
+    return Grid(codes, signed=signed, learned=True, count=64, ceiling=ceiling)
 
 
 @given(st.integers(2, 7), st.booleans(), st.floats(0.02, 0.5))
@@ -23,7 +24,7 @@ def test_the_step_of_a_narrow_copy_moves_as_a_narrow_grid_of_its_own(bits: int, 
     lo, hi = activation_range(bits, signed=signed)
     moved = []
     for wide in (False, True):
-        edge = grid(bits, wide=wide, narrowed=wide, signed=signed)
+        edge = grid(bits, wide=wide, signed=signed)
         ratio = edge.range(bits)[1] / hi  # what the narrow copy's step is, in steps of the edge
         edge.set_step(bits, step / ratio)
         narrow = edge.step(bits) * ratio
@@ -35,7 +36,7 @@ def test_the_step_of_a_narrow_copy_moves_as_a_narrow_grid_of_its_own(bits: int, 
 
 
 def test_a_step_above_the_ceiling_finds_its_way_back() -> None:
-    edge = grid(4, wide=False, narrowed=False, ceiling=6.0)
+    edge = grid(4, wide=False, ceiling=6.0)
     edge.set_step(4, 1.0)
     step = edge.step(4)
     assert step.item() == pytest.approx(6 / 15)
