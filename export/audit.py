@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "QLinearConv": 3, "ConvInteger": 1}  # weight's position
 PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "QLinearMatMul", "QGemm"}
 PRODUCTS |= {"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"}
+FACTORS = {"Mul": (0, 1), "QLinearMul": (0, 3)}  # positions of the two factors
 INTEGER = {"QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul", "QGemm"}
 INTEGER |= {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 UNCOUNTED = {"ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "If", "Loop", "Scan"}
@@ -243,6 +244,9 @@ class _Counter:
         if node.op_type in PRODUCTS:
             turned = self.view.attribute(node, "transA", 0)
             return self._size(node.output[0]) * self._shape(node.input[0])[-2 if turned else -1]
+        if node.op_type in FACTORS:  # a product with a constant is a scale
+            both = all(node.input[i] not in self.view.constant for i in FACTORS[node.op_type])
+            return self._size(node.output[0]) * both
         return 0
 
     def _adds(self, node: "onnx.NodeProto") -> int:

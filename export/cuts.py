@@ -2,7 +2,7 @@
 
 In the `proof`, `trt` and `qonnx` dialects a layer is a chain of operators from its accumulators (`LAYER:acc`) to its
 edge. The chain is cut out of the model, with the model's own constants, and fed with accumulators beside every
-threshold of every channel; Add and Rescale are fed with all their codes.
+threshold of every channel; Add, Mul, Rescale and Table are fed with all their codes.
 
 In `trt` the accumulators are float32 and already multiplied: `acc * scale`, rounded once, with the scale of the model's
 weights. That a convolution arrives at them is a matter of its sums: `bias` shows that the float bias is the integer
@@ -20,7 +20,7 @@ from .certificate import Proof
 from .dialects import dialect
 from .dialects.trt import codes_of
 from .engines import session
-from .graph import INPUT, Add, AvgPool, Conv, IntegerGraph, Linear, Rescale, reach
+from .graph import INPUT, Add, AvgPool, Conv, IntegerGraph, Linear, Mul, Rescale, Table, reach
 from .multiplier import FLOAT32_EXACT, Requant, requantize, saturations
 from .reference import step
 from .sweep import Model, compared, thresholds
@@ -38,7 +38,7 @@ def sweep_cuts(graph: IntegerGraph, model: "onnx.ModelProto", target: str) -> li
     proofs = []
     for node in graph.nodes:
         zero = observed[node.name][1]
-        if isinstance(node, Add | Rescale):
+        if isinstance(node, Add | Mul | Rescale | Table):
             zeros = {INPUT: 128 if target == "proof" else 0, **{name: value[1] for name, value in observed.items()}}
             proofs.append(_table(graph, node, model, target, zeros))
         elif isinstance(node, Weighted):
@@ -152,10 +152,10 @@ def _requantizer(graph: IntegerGraph, node: Weighted, model: "onnx.ModelProto", 
 
 
 def _table(
-    graph: IntegerGraph, node: Add | Rescale, model: "onnx.ModelProto", target: str, zeros: dict[str, int]
+    graph: IntegerGraph, node: Add | Mul | Rescale | Table, model: "onnx.ModelProto", target: str, zeros: dict[str, int]
 ) -> Proof:
     codes = [np.arange(graph.edges[name].lo, graph.edges[name].hi + 1, dtype=np.int32) for name in node.inputs]
-    if isinstance(node, Add) and node.a == node.b:  # one tensor: only equal codes meet
+    if isinstance(node, Add | Mul) and node.a == node.b:  # one tensor: only equal codes meet
         grid = [codes[0].reshape(1, -1)] * 2
     else:
         grid = [axis.reshape(1, -1) for axis in np.meshgrid(*codes, indexing="ij")]

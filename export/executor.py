@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from edgeq.errors import InputError
 from edgeq.quant.exact import full_float32
+from edgeq.quant.moves import moved
 
 from .graph import (
     INPUT,
@@ -34,8 +35,12 @@ from .graph import (
     IntegerGraph,
     Linear,
     MaxPool,
+    Move,
+    Mul,
     Node,
+    PlaneSum,
     Rescale,
+    Table,
 )
 from .graph import reach as layer_reach
 from .multiplier import FLOAT32_EXACT, Requant, requant_is_exact, requantize
@@ -128,12 +133,21 @@ def _compile(node: Node, edges: list[Edge], device: torch.device) -> Step:
             return _linear(node, edges[0], device)
         case Add():
             return _add(node, edges[0], edges[1])
+        case Mul():
+            return _multiply(node, edges[0], edges[1], device)
         case Rescale():
             return _rescale(node, edges[0], device)
+        case Table():
+            table = torch.from_numpy(node.table).float().to(device)
+            return lambda x: table[(x - node.lo).long()]
         case MaxPool():
             return lambda x: F.max_pool2d(_padded(x, node.padding, -torch.inf), node.kernel, node.stride)
         case AvgPool():
             return _average(node, edges[0], device)
+        case PlaneSum():
+            return lambda x: x.double().sum((2, 3))
+        case Move():
+            return lambda x: moved(x, node.how)
         case Concat():
             return lambda *operands: torch.cat(operands, 1)
         case Flatten():
@@ -184,6 +198,12 @@ def _add(node: Add, a: Edge, b: Edge) -> Step:
         return total.mul_(scale).round_().clamp_(node.lo, node.hi).float()
 
     return step
+
+
+def _multiply(node: Mul, a: Edge, b: Edge, device: torch.device) -> Step:
+    """Products of two bytes are exact in float32; one multiplier for all of them."""
+    requant = _requant(node.requant, np.array([a.reach * b.reach]), device)
+    return lambda x, y: requant(x * y)
 
 
 def _rescale(node: Rescale, edge: Edge, device: torch.device) -> Step:

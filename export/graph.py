@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int8, Int32, UInt8
 
+from .moves import Geometry
 from .multiplier import Requant
 
 INPUT = "image"  # name of the input edge; codes are pixel - 128
@@ -167,7 +168,64 @@ class Flatten:
         return (self.input,)
 
 
-Node = Conv | Linear | Add | Rescale | MaxPool | AvgPool | Concat | Flatten
+@dataclass(frozen=True)
+class Move:
+    """Codes in other places, as `how` says; see `moves.py`."""
+
+    name: str
+    input: str
+    how: Geometry
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the edges read."""
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Table:
+    """`table[x - lo]`, where lo is the input edge's smallest code: any function of one code."""
+
+    name: str
+    input: str
+    lo: int
+    table: Int32[np.ndarray, " codes"]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the edges read."""
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Mul:
+    """`requant(a * b)`; axes of size 1 are repeated."""
+
+    name: str
+    a: str
+    b: str
+    requant: Requant
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the edges read."""
+        return (self.a, self.b)
+
+
+@dataclass(frozen=True)
+class PlaneSum:
+    """Sums over the plane, as they are: logits of a network that ends in an average."""
+
+    name: str
+    input: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the edges read."""
+        return (self.input,)
+
+
+Node = Conv | Linear | Add | Mul | Rescale | Table | MaxPool | AvgPool | PlaneSum | Concat | Flatten | Move
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ node is its fields; an array is the name of its tensor.
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from edgeq.errors import InputError
 
-from .graph import INPUT, Add, AvgPool, Concat, Conv, Edge, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale
+from .graph import INPUT, Conv, Edge, IntegerGraph, Linear, Node
+from .moves import GEOMETRIES
 from .multiplier import Requant
 from .pack import pack, unpack
 
 FORMAT = 1
-KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Conv, Linear, Add, Rescale, MaxPool, AvgPool, Concat, Flatten)
-}
+KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Node)}
+MOVES: dict[str, type] = {kind.__name__: kind for kind in GEOMETRIES}
 
 
 def to_bytes(graph: IntegerGraph) -> tuple[bytes, bytes]:
@@ -91,6 +91,8 @@ def _plain(node: Node, index: int, tensors: dict[str, np.ndarray]) -> dict[str, 
         elif isinstance(value, np.ndarray):
             tensors[key] = value
             value = {"tensor": key}
+        elif isinstance(value, GEOMETRIES):
+            value = {"move": type(value).__name__, **dataclasses.asdict(value)}
         fields[field.name] = value
     return fields
 
@@ -110,5 +112,8 @@ def _value(name: str, value: Any, fields: Mapping[str, Any], tensors: Mapping[st
         return Requant(tensors[value["m"]], value["n"], value["lo"], value["hi"])
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "move" in value:
+        given = {key: tuple(part) if isinstance(part, list) else part for key, part in value.items() if key != "move"}
+        return MOVES[value["move"]](**given)
     shape = tuple(value["shape"])
     return unpack(tensors[value["packed"]], fields["weight_bits"], int(np.prod(shape))).reshape(shape)

@@ -12,8 +12,10 @@ import torch
 
 from edgeq.errors import InputError
 from edgeq.quant.bits import FLOAT_BITS, at_bits
-from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit
+from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit, MulUnit, PlaneSumUnit
+from edgeq.quant.moves import MoveUnit
 from edgeq.quant.network import IMAGE, MultiBitNet
+from edgeq.quant.tables import TableUnit
 from edgeq.quant.units import (
     PIXEL_STEP,
     AbstractUnit,
@@ -27,7 +29,25 @@ from edgeq.quant.units import (
 )
 from edgeq.quant.weighted import ConvUnit, LinearUnit
 
-from .graph import INPUT, Add, AvgPool, Concat, Conv, Edge, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale, reach
+from .graph import (
+    INPUT,
+    Add,
+    AvgPool,
+    Concat,
+    Conv,
+    Edge,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool,
+    Move,
+    Mul,
+    Node,
+    PlaneSum,
+    Rescale,
+    Table,
+    reach,
+)
 from .multiplier import FLOAT32_EXACT, Requant, shift_for
 
 INT32_MAX = 2**31 - 1
@@ -73,7 +93,7 @@ class _Lowering:
             unit = self.model.units[step.name]
             assert isinstance(unit, AbstractUnit)
             self._lower(step.name, unit, step.inputs)
-        if not isinstance(self.nodes[-1], Linear):
+        if not isinstance(self.nodes[-1], Linear | PlaneSum):
             raise InputError(f"expected a network that ends in a Linear layer, got {type(self.nodes[-1]).__name__}")
         return IntegerGraph(name, bits, tuple(self.nodes), self.edges, classes)
 
@@ -106,7 +126,7 @@ class _Lowering:
                 assert x.step is not None
                 return Rescale(name, source, num=1, den=1, lo=0, hi=int(min(self.edges[source].hi, unit.top(x.step))))
             case MaxPoolUnit():
-                return MaxPool(name, source, unit.kernel, unit.stride, _sides(unit.padding))
+                return MaxPool(name, source, unit.kernel, unit.stride, self._pool_sides(name, unit, x))
             case AvgPoolUnit():
                 assert unit.output is not None and x.step is not None
                 kernel = unit.kernel or (x.codes.shape[2], x.codes.shape[3])
@@ -116,6 +136,17 @@ class _Lowering:
                 return Concat(name, tuple(self.edge_of[n] for n in inputs))
             case FlattenUnit():
                 return Flatten(name, source)
+            case MoveUnit():
+                return Move(name, source, unit.how)
+            case TableUnit():
+                assert x.step is not None
+                edge = self.edges[source]
+                table = unit.table(x.step, x.reach)[edge.lo + x.reach : edge.hi + x.reach + 1]
+                return Table(name, source, edge.lo, table.numpy().astype(np.int32))
+            case MulUnit():
+                return self._multiply(name, unit, inputs)
+            case PlaneSumUnit():
+                return PlaneSum(name, source)
         raise AssertionError(f"no lowering for {type(unit).__name__}")
 
     @property
@@ -164,6 +195,21 @@ class _Lowering:
             )
         return Add(name, self.edge_of[inputs[0]], self.edge_of[inputs[1]], m_a, m_b, n, lo, hi)
 
+    def _multiply(self, name: str, unit: MulUnit, inputs: tuple[str, ...]) -> Mul:
+        a, b = (self.values[n].step for n in inputs)
+        assert a is not None and b is not None and unit.output is not None
+        requant = _requant(unit.multiplier(a, b)[None], unit.output.range(self._bits))
+        return Mul(name, self.edge_of[inputs[0]], self.edge_of[inputs[1]], requant)
+
+    def _pool_sides(self, name: str, unit: MaxPoolUnit, x: Value) -> tuple[int, int, int, int]:
+        """Return the padding that gives the pool its plane: more below and on the right where it rounds sizes up."""
+        top, left = unit.padding
+        result, given = self.values[name].codes.shape[2:], x.codes.shape[2:]
+        spans = ((n - 1) * s + k for n, s, k in zip(result, unit.stride, unit.kernel, strict=True))
+        below = (span - size - first for span, size, first in zip(spans, given, unit.padding, strict=True))
+        bottom, right = (max(first, more) for first, more in zip(unit.padding, below, strict=True))
+        return top, left, bottom, right
+
     def _align(self, node: Concat, unit: AbstractUnit, inputs: tuple[str, ...]) -> Concat:
         """Put each operand of a concatenation on its grid, by a Rescale with a short multiplier."""
         assert isinstance(unit, ConcatUnit) and unit.output is not None
@@ -174,6 +220,8 @@ class _Lowering:
             assert step is not None
             n = shift_for(lo, hi)
             moved = f"{node.name}_{index}"
+            while moved in self.model.units or moved in self.edges:
+                moved += "_"
             self.nodes.append(Rescale(moved, edge, round(float(unit.multiplier(step)) * 2**n), 2**n, lo, hi))
             shape = tuple(self.values[step_name].codes.shape[1:])
             self.edges[moved] = Edge(lo, hi, float(unit.out_step()), shape)
@@ -184,8 +232,8 @@ class _Lowering:
         value = self.values[name]
         assert value.step is not None
         shape = tuple(value.codes.shape[1:])
-        if isinstance(node, Linear) and node.requant is None:
-            bound = int(reach(node, self.edges[node.input]).max())
+        if isinstance(node, PlaneSum) or (isinstance(node, Linear) and node.requant is None):
+            bound = self._bound(node)
             return Edge(-bound, bound, float(value.step), shape)
         if unit.output is not None:
             lo, hi = unit.output.range(self._bits)
@@ -194,6 +242,10 @@ class _Lowering:
         else:
             lo, hi = self.edges[node.inputs[0]].lo, self.edges[node.inputs[0]].hi
         return Edge(lo, hi, float(value.step), shape)
+
+    def _bound(self, node: Linear | PlaneSum) -> int:
+        edge = self.edges[node.input]
+        return int(reach(node, edge).max()) if isinstance(node, Linear) else edge.reach * int(np.prod(edge.shape[1:]))
 
 
 def _requant(multiplier: torch.Tensor, codes: tuple[int, int]) -> Requant:

@@ -9,7 +9,24 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
 
-from .graph import INPUT, INPUT_ZERO, Add, AvgPool, Concat, Conv, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale
+from .graph import (
+    INPUT,
+    INPUT_ZERO,
+    Add,
+    AvgPool,
+    Concat,
+    Conv,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool,
+    Move,
+    Mul,
+    Node,
+    PlaneSum,
+    Rescale,
+    Table,
+)
 from .multiplier import half_even_shift, requantize
 
 Codes = Int32[np.ndarray, "batch *dims"]
@@ -40,6 +57,10 @@ def step(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
         case Add():
             total = inputs[0].astype(np.int64) * node.m_a + inputs[1].astype(np.int64) * node.m_b
             return np.clip(half_even_shift(total, node.n), node.lo, node.hi).astype(np.int32)
+        case Mul():
+            return requantize(inputs[0].astype(np.int64) * inputs[1], node.requant)
+        case Table():
+            return node.table[inputs[0] - node.lo]
         case Rescale():
             return np.clip(half_even_ratio(inputs[0], node.num, node.den), node.lo, node.hi).astype(np.int32)
         case MaxPool():
@@ -52,6 +73,10 @@ def step(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
             kernel = cast(tuple[int, int], node.kernel)
             total = _windows(inputs[0], kernel, node.stride, (1, 1), node.padding).sum(axis=(4, 5), dtype=np.int64)
             return requantize(total, _per_channel(node, total.shape[1]))
+        case PlaneSum():
+            return inputs[0].sum(axis=(2, 3), dtype=np.int64).astype(np.int32)
+        case Move():
+            return np.ascontiguousarray(node.how.apply(inputs[0]))
         case Concat():
             return np.concatenate(inputs, axis=1)
         case Flatten():

@@ -25,6 +25,15 @@ class QLinearAdd(OpRun):
         return (_quantized(_real(a, a_scale, a_zero) + _real(b, b_scale, b_zero), c_scale, c_zero),)
 
 
+class QLinearMul(OpRun):
+    """C = A_scale (A - A_zero) B_scale (B - B_zero) / C_scale + C_zero."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero):
+        return (_quantized(_real(a, a_scale, a_zero) * _real(b, b_scale, b_zero), c_scale, c_zero),)
+
+
 class QGemm(OpRun):
     """Y = (A_scale B_scale (A - A_zero)(B - B_zero) + C) / Y_scale + Y_zero; C is in units of A_scale B_scale."""
 
@@ -66,4 +75,4 @@ class MaxPool(OpRun):
         return (out,)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (QLinearAdd, QGemm, QLinearGlobalAveragePool, MaxPool)
+OPERATORS: tuple[type[OpRun], ...] = (QLinearAdd, QLinearMul, QGemm, QLinearGlobalAveragePool, MaxPool)

@@ -2,7 +2,7 @@
 
 A 1x1 QLinearConv with weight 0 and the bias set to an accumulator returns that accumulator's code. Requantization
 is monotone, so the accumulators beside each threshold of each channel decide all of them. The scales are those of the
-model under test, not of the graph. Adds and rescalings are tried on every pair and every single code.
+model under test, not of the graph. Sums, products, rescalings and tables are tried on every pair or every single code.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from .certificate import Proof
 from .dialects import ort
 from .dialects.writer import MICROSOFT, TYPED_BITS
 from .engines import session
-from .graph import Add, AvgPool, Conv, Edge, IntegerGraph, Linear, Rescale, reach
+from .graph import Add, AvgPool, Conv, Edge, IntegerGraph, Linear, Mul, Rescale, Table, reach
 from .multiplier import Requant, requantize
 from .reference import step
 
@@ -26,11 +26,11 @@ INT32 = (1 << 31) - 1
 
 
 def sweep(graph: IntegerGraph, model: "onnx.ModelProto") -> list[Proof]:
-    """Return one proof per requantizing node, adder and rescaling of the model."""
+    """Return one proof per requantizing node, adder, product, rescaling and table of the model."""
     found = Model(model)
     proofs = []
     for node in graph.nodes:
-        if isinstance(node, Add | Rescale):
+        if isinstance(node, Add | Mul | Rescale | Table):
             proofs.append(_table(graph, node, found))
         elif isinstance(node, Conv | AvgPool) or (isinstance(node, Linear) and node.requant is not None):
             proofs.append(_requantizer(graph, node, found))
@@ -138,7 +138,7 @@ def _run_average(operator: "onnx.NodeProto", model: Model, acc: np.ndarray, edge
     return out.reshape(acc.shape).astype(np.int32)
 
 
-def _table(graph: IntegerGraph, node: Add | Rescale, model: Model) -> Proof:
+def _table(graph: IntegerGraph, node: Add | Mul | Rescale | Table, model: Model) -> Proof:
     """Try an elementwise node on all its inputs, through the model's own operators."""
     codes = [np.arange(graph.edges[name].lo, graph.edges[name].hi + 1, dtype=np.int32) for name in node.inputs]
     grid = [axis.reshape(1, -1) for axis in np.meshgrid(*codes, indexing="ij")]
@@ -184,7 +184,7 @@ def _float32_sums(
     return {who: np.clip(np.rint(total).astype(np.int32) - zero, node.lo, node.hi) for who, total in sums.items()}
 
 
-def _chain(node: Add | Rescale, model: Model) -> "list[onnx.NodeProto]":
+def _chain(node: Add | Mul | Rescale | Table, model: Model) -> "list[onnx.NodeProto]":
     """Return copies of the operators from a node's inputs, renamed in:0 and in:1, to its output."""
     from onnx import NodeProto
 
@@ -196,9 +196,9 @@ def _chain(node: Add | Rescale, model: Model) -> "list[onnx.NodeProto]":
         chain.insert(0, copy)
         data = 1 if copy.op_type == "Gather" else 0  # the table comes first there
         tensor = copy.input[data]
-        if tensor == source or copy.op_type == "QLinearAdd":
+        if tensor == source or copy.op_type in ("QLinearAdd", "QLinearMul"):
             copy.input[data] = "in:0"
-            if isinstance(node, Add):
+            if isinstance(node, Add | Mul):
                 copy.input[3] = "in:1"
             return chain
     return []

@@ -6,7 +6,7 @@ For every input, by argument:
     int32        no accumulator leaves 32 bits
 For every input, by exhaustion, in the engine itself (`sweep.py`, `cuts.py`):
     requantizer  accumulators beside every threshold of every channel, with the model's own scales
-    table        all codes of each Rescale, all pairs of codes of each Add
+    table        all codes of each Rescale and Table, all pairs of codes of each Add and Mul
     bias         every float bias of the `trt` dialect is the integer one
     sums         no float32 sum of the `qonnx` dialect passes 2^24
     lint         the `trt` dialect keeps TensorRT's rules (`dialects/trt_lint.py`)
@@ -28,8 +28,8 @@ from .compare import codes_per_image, compare
 from .cuts import ordered, sweep_cuts
 from .dialects.trt_lint import lint
 from .engines import ENGINES
-from .graph import AvgPool, Conv, IntegerGraph, Linear, reach
-from .multiplier import requant_is_exact, saturation
+from .graph import AvgPool, Conv, IntegerGraph, Linear, Mul, PlaneSum, reach
+from .multiplier import FLOAT32_EXACT, requant_is_exact, saturation
 from .sweep import sweep
 from .translation import translated, unpacked
 
@@ -107,8 +107,10 @@ def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof
     swept = translated(graph, read, target) + swept
     proofs: list[Proof] = []
     for node in graph.nodes:
-        if isinstance(node, Conv | Linear | AvgPool):
+        if isinstance(node, Conv | Linear | AvgPool | Mul):
             proofs += _argued(graph, node)
+        if isinstance(node, PlaneSum):
+            proofs.append(_plane_sum(graph, node, target))
         proofs += [proof for proof in swept if proof.layer == node.name]
     proofs += [proof for proof in swept if proof.layer == "model"]
     if target == "trt":
@@ -119,11 +121,21 @@ def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof
     return tuple(proofs)
 
 
-def _argued(graph: IntegerGraph, node: Conv | Linear | AvgPool) -> list[Proof]:
+def _plane_sum(graph: IntegerGraph, node: PlaneSum, target: str) -> Proof:
+    """Show that sums over the plane fit into their tensor: int32, or float32 in the dialects that add in it."""
+    edge = graph.edges[node.input]
+    largest = edge.reach * int(np.prod(edge.shape[1:]))
+    fits = largest <= FLOAT32_EXACT if target in ("trt", "qonnx") else largest < INT32_LIMIT
+    return Proof(node.name, "int32", edge.shape[0], fits, "" if fits else f"sums reach {largest}")
+
+
+def _argued(graph: IntegerGraph, node: Conv | Linear | AvgPool | Mul) -> list[Proof]:
     edge, rq = graph.edges[node.inputs[0]], node.requant
     if isinstance(node, AvgPool):
         height, width = node.kernel or edge.shape[1:]
         bound = np.full(len(node.requant.m), edge.reach * height * width, np.int64)
+    elif isinstance(node, Mul):
+        bound = np.full(1, edge.reach * graph.edges[node.b].reach, np.int64)
     else:
         bound = reach(node, edge)
     largest = int(bound.max())

@@ -16,9 +16,11 @@ from edgeq.errors import InputError
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width, at_bits
 from edgeq.quant.grid import Codes, Grid
-from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit
+from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit, MulUnit, PlaneSumUnit
 from edgeq.quant.layer_bits import Bits, check_names
+from edgeq.quant.moves import MoveUnit
 from edgeq.quant.network import IMAGE, MultiBitNet, QuantConfig, Step
+from edgeq.quant.tables import TableUnit
 from edgeq.quant.trace import INF, Op, trace
 from edgeq.quant.units import (
     PIXEL_STEP,
@@ -35,7 +37,7 @@ from edgeq.quant.units import (
 )
 from edgeq.quant.weighted import ConvUnit, LinearUnit
 
-PASSING = ("maxpool", "flatten", "dropout", "relu")  # codes stay on the grid of their input
+PASSING = ("maxpool", "flatten", "dropout", "relu", "move")  # codes stay on the grid of their input
 LAYERS = ("conv", "linear")
 SAME = 1e-3  # relative to the largest logit: the order of summation differs, nothing else
 
@@ -56,7 +58,7 @@ def multibit(
         config: All choices, see `QuantConfig`.
     """
     config = config or QuantConfig(bits=tuple(bits))
-    ops = tuple(_as_conv(op) for op in trace(model, image_shape))
+    ops = _as_logits(tuple(_as_conv(op) for op in trace(model, image_shape)))
     _check_ends(ops)
     network = _Plan(ops, config).build(image_shape)
     if FLOAT_BITS in config.bits:
@@ -110,7 +112,9 @@ class _Plan:
         op = self.ops[name]
         if op.relu is not None:
             return False
-        if op.kind in ("maxpool", "avgpool", "flatten", "dropout", "concat", "add"):
+        if op.kind == "table":
+            return op.args["function"].signed
+        if op.kind in ("maxpool", "avgpool", "flatten", "dropout", "concat", "add", "mul", "move"):
             return any(self.signed(n) for n in op.inputs)
         return True
 
@@ -205,11 +209,19 @@ class _Plan:
             case "flatten":
                 return FlattenUnit(self.width, None)
             case "dropout":
-                return DropoutUnit(self.width, p=op.args["p"])
+                return DropoutUnit(self.width, **op.args)
+            case "move":
+                return MoveUnit(self.width, how=op.args["how"])
+            case "planesum":
+                return PlaneSumUnit(self.width, None)
         assert output is not None
         match op.kind:
             case "add":
                 return AddUnit(self.width, output, relu=op.relu)
+            case "mul":
+                return MulUnit(self.width, output)
+            case "table":
+                return TableUnit(self.width, output, function=op.args["function"])
             case "concat":
                 return ConcatUnit(self.width, output, relu=op.relu)
         args = {key: value for key, value in op.args.items() if key != "keepdim"}
@@ -275,13 +287,31 @@ def _as_conv(op: Op) -> Op:
     return replace(op, kind="conv", module=layer, norm=norm, args={"affine": True})
 
 
+def _as_logits(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """Return a network that ends in an average over the plane with its sums as logits."""
+    if len(ops) < 2 or ops[-1].kind != "flatten" or ops[-2].kind != "avgpool" or ops[-2].args["kernel"] is not None:
+        return ops
+    *rest, average, last = ops
+    return (*rest, Op(last.name, "planesum", average.inputs, last.shape))
+
+
 def _check_ends(ops: tuple[Op, ...]) -> None:
     last = ops[-1] if ops else None
-    if last is None or last.kind != "linear" or last.norm is not None or last.relu is not None:
+    plain = last is not None and last.kind == "linear" and last.norm is None and last.relu is None
+    if last is None or not (plain or last.kind == "planesum"):
         got = "nothing" if last is None else f"{last.kind} at {last.name!r}"
-        raise InputError(f"expected a network that ends in a plain Linear layer (its logits), got {got}; add one")
-    first = ops[0]
-    if first.kind not in LAYERS or first.inputs != (IMAGE,) or sum("image" in op.inputs for op in ops) != 1:
         raise InputError(
-            f"expected one convolution or linear layer to read the image, got {first.kind} at {first.name!r}"
+            f"expected a network that ends in a plain Linear layer (its logits), or in an average over the plane, got "
+            f"{got}; add one"
         )
+    pixels = {IMAGE}  # the image, and what only moves it
+    readers = []
+    for op in ops:
+        if pixels & set(op.inputs):
+            if op.kind in ("flatten", "move"):
+                pixels.add(op.name)
+            else:
+                readers.append(op)
+    if len(readers) != 1 or readers[0].kind not in LAYERS:
+        got = readers[0] if readers else ops[0]
+        raise InputError(f"expected one convolution or linear layer to read the image, got {got.kind} at {got.name!r}")

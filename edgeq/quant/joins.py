@@ -1,10 +1,10 @@
-"""What brings several values together: addition, concatenation, averages. Integer sums and short multipliers."""
+"""What brings several values together: sums, products, concatenation, averages. Integers and short multipliers."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgeq.export.multiplier import add_shift, shift_for
+from edgeq.export.multiplier import FLOAT32_EXACT, add_shift, shift_for
 from edgeq.quant.bits import Width
 from edgeq.quant.quantizer import snap
 from edgeq.quant.units import AbstractUnit, Output, Value, activate, pair
@@ -65,6 +65,39 @@ class AvgPoolUnit(AbstractUnit):
         out = self.out_step()
         factor = self.multiplier(x.step, area).to(y.dtype) if self.deployed else x.step / (out * area)
         return self._land(y * factor, out)
+
+
+class PlaneSumUnit(AbstractUnit):
+    """Sums over the plane as logits: the average that a fully convolutional network ends with, left in integers."""
+
+    def forward(self, *inputs: Value) -> Value:
+        """Return the averages; their codes are the sums."""
+        (x,) = inputs
+        if x.step is None:
+            return Value(x.codes.mean((2, 3)), None)
+        area = x.codes.shape[2] * x.codes.shape[3]
+        exact = x.codes.double() if x.reach * area > FLOAT32_EXACT else x.codes
+        return Value(exact.sum((2, 3)), x.step / area, x.reach * area)
+
+
+class MulUnit(AbstractUnit):
+    """a * b, element by element, a plane by its channel's factor too; both operands on 8-bit grids at every width."""
+
+    def multiplier(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the short multiplier of the products, from the operands' steps."""
+        assert self.output is not None
+        exact = a.double() * b.double() / self.out_step().double()
+        return snap(exact, shift_for(*self.output.range(self.width.bits))) if self.width.snapped else exact
+
+    def forward(self, *inputs: Value) -> Value:
+        """Return the product on the output grid."""
+        a, b = inputs
+        product = a.codes * b.codes
+        if a.step is None or b.step is None:
+            return Value(product, None)
+        out = self.out_step()
+        factor = self.multiplier(a.step, b.step) if self.deployed else a.step * b.step / out
+        return self._land(product * factor.to(product.dtype), out)
 
 
 class ConcatUnit(AbstractUnit):

@@ -15,15 +15,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.fx.passes.shape_prop import ShapeProp
 
 from edgeq.errors import InputError
+from edgeq.export.moves import Geometry, Slice
+from edgeq.quant.trace_functions import check_operators, function_of
+from edgeq.quant.trace_moves import as_convolution, is_shape, moves_of, parts_of, shape_of, tensors, upsampled
 
 INF = float("inf")
 RESERVED = ("image", "image_codes")  # the network's input, before and after it became codes
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm, ReLU, ReLU6, add, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d to 1x1, mean over the plane, "
-    "cat of channels, flatten, Dropout, Identity"
+    "Conv2d, ConvTranspose2d, Linear, BatchNorm, ReLU and other pointwise functions (docs/coverage.md), add, product "
+    "of two tensors, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, mean over the plane, cat of channels, reshape, permute, "
+    "chunk, slices, upsampling by 'nearest', flatten, Dropout, Identity"
 )
 
 
@@ -33,13 +37,14 @@ class Op:
 
     Attributes:
         name: The module's path or the fx node's name, with dots turned into underscores.
-        kind: "conv", "linear", "add", "relu", "maxpool", "avgpool", "concat", "flatten", "dropout", "batchnorm".
+        kind: "conv", "linear", "add", "mul", "relu", "table", "maxpool", "avgpool", "concat", "move", "flatten",
+            "dropout", "batchnorm".
         inputs: Names of the operators read ("image" for the network's input).
         shape: Output shape without the batch.
         module: The layer, for conv, linear and batchnorm.
         norm: The BatchNorm that follows, if any.
         relu: None, infinity for ReLU, 6 for ReLU6.
-        args: What else the kind needs (kernel, stride, padding, p).
+        args: What else the kind needs (kernel, stride, padding, p, how, function).
     """
 
     name: str
@@ -54,6 +59,7 @@ class Op:
 
 def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]:
     """Return the network's operators in order, layers fused with the BatchNorm and ReLU behind them."""
+    check_operators(model)
     try:
         graph = fx.symbolic_trace(model)
     except Exception as error:  # whatever the user's forward raises under tracing
@@ -66,7 +72,7 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]
     graph.eval()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # ShapeProp prints the traceback that the error carries anyway
-            ShapeProp(graph).propagate(example)
+            _Shapes(graph).propagate(example)
     except Exception as error:
         reason = str(error.__cause__ or error).partition("While executing")[0].strip()
         raise InputError(
@@ -76,6 +82,17 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]
     finally:
         model.train(was_training)
     return _fuse(_read(graph))
+
+
+class _Shapes(ShapeProp):
+    """Shapes of all tensors, and the numbers that are computed from them."""
+
+    def run_node(self, n: fx.Node) -> Any:  # Any: as in torch
+        """Run a node and keep what it gives."""
+        result = super().run_node(n)
+        if n.meta.get("tensor_meta") is None:
+            n.meta["value"] = result
+        return result
 
 
 def _read(graph: fx.GraphModule) -> list[Op]:
@@ -97,27 +114,31 @@ def _read(graph: fx.GraphModule) -> list[Op]:
                 raise InputError(
                     "expected a network whose last operator gives the logits, got another output structure"
                 )
-        else:
-            op = _convert(node, modules, names)
-            if op is None:  # no effect
+        elif parts_of(node):
+            names[node] = names[tensors(node)[0]]  # its items are slices of that
+        elif not is_shape(node):
+            found = _convert(node, modules, names, {op.name for op in ops})
+            if not found:  # no effect
                 names[node] = names[_nodes(node)[0]]
                 continue
-            if op.module is not None and node.target in used:
-                raise InputError(
-                    f"expected each layer to be used once, got {node.target!r} twice; give each use a layer"
-                )
-            used[str(node.target)] = op.name
-            _check_untied(op, str(node.target), owners)
-            ops.append(op)
-            if not op.args.get("keepdim", True):  # a mean that drops the plane: our averages keep it as 1x1
-                ops.append(Op(_free(op.name + "_flat", names), "flatten", (op.name,), op.shape))
+            if found[-1].module is not None:
+                if node.target in used:
+                    raise InputError(
+                        f"expected each layer to be used once, got {node.target!r} twice; give each use a layer"
+                    )
+                used[str(node.target)] = found[-1].name
+                _check_untied(modules[str(node.target)], str(node.target), owners)
+            ops += found
+            if not ops[-1].args.get("keepdim", True):  # a mean that drops the plane: our averages keep it as 1x1
+                flat = _free(ops[-1].name + "_flat", {op.name for op in ops})
+                ops.append(Op(flat, "flatten", (ops[-1].name,), ops[-1].shape))
             names[node] = ops[-1].name
     return ops
 
 
-def _check_untied(op: Op, path: str, owners: dict[int, str]) -> None:
+def _check_untied(module: nn.Module, path: str, owners: dict[int, str]) -> None:
     """Refuse a weight that two layers share: each layer gets its own copy here, and training would part them."""
-    for parameter in op.module.parameters() if op.module is not None else ():
+    for parameter in module.parameters():
         if id(parameter) in owners:
             raise InputError(
                 f"expected layers with weights of their own, got {owners[id(parameter)]!r} and {path!r} with one "
@@ -126,24 +147,63 @@ def _check_untied(op: Op, path: str, owners: dict[int, str]) -> None:
         owners[id(parameter)] = path
 
 
-def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, str]) -> Op | None:
-    name = _free((str(node.target) if node.op == "call_module" else node.name).replace(".", "_"), names)
-    meta = node.meta.get("tensor_meta")
-    if meta is None and (node.target in ("size", "dim") or node.target in (getattr, operator.getitem)):
-        return None  # arithmetic on shapes
-    shape: tuple[int, ...] = tuple(meta.shape[1:]) if isinstance(meta, TensorMetadata) else ()
+def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, str], taken: set[str]) -> list[Op]:
+    """Return the operators that a node stands for, in order; none if it has no effect."""
+    name = _free((str(node.target) if node.op == "call_module" else node.name).replace(".", "_"), taken)
+    shape = shape_of(node)
     inputs = tuple(names[n] for n in _nodes(node))
     make: Callable[..., Op] = lambda kind, **kw: Op(name, kind, inputs, shape, **kw)  # noqa: E731
-    if node.op == "call_module":
-        return _module(modules[str(node.target)], str(node.target), make, node)
-    if node.op in ("call_function", "call_method"):
-        return _function(node, make)
-    raise InputError(f"expected {SUPPORTED}; got {node.op} {node.target!r}, which has no integer form here")
+    if node.op not in ("call_module", "call_function", "call_method"):
+        raise InputError(f"expected {SUPPORTED}; got {node.op} {node.target!r}, which has no integer form here")
+    module = modules[str(node.target)] if node.op == "call_module" else None
+    if (cut := _part(node)) is not None:
+        return _chain((name, taken), cut, inputs[0], tensors(_nodes(node)[0])[0])
+    function = function_of(node, module)
+    if function is not None:
+        return [make("table", args={"function": function})]
+    if isinstance(module, nn.ConvTranspose2d):
+        moves, layer = as_convolution(str(node.target), module)
+        before = _chain((_free(f"{name}_zeros", taken), taken), moves, inputs[0], _nodes(node)[0])
+        read = (before[-1].name,) if before else inputs
+        return [*before, Op(name, "conv", read, shape, module=layer)]
+    moves = moves_of(node, module)
+    if moves is not None:
+        return _chain((name, taken), moves, inputs[0], _nodes(node)[0])
+    op = _function(node, make) if module is None else _module(module, str(node.target), make, node)
+    if op is not None and op.kind == "upsample":
+        moves = upsampled(name, shape_of(_nodes(node)[0]), shape, "nearest")
+        return _chain((name, taken), moves, inputs[0], _nodes(node)[0])
+    return [] if op is None else [op]
 
 
-def _free(name: str, names: dict[fx.Node, str]) -> str:
+def _part(node: fx.Node) -> list[Geometry] | None:
+    """Return the slice that an item of a chunk or split is."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return None
+    cut = parts_of(node.args[0])
+    if cut is None:
+        return None
+    (axis, sizes), index = cut, int(str(node.args[1]))
+    index %= len(sizes)
+    return [Slice(axis, sum(sizes[:index]), sum(sizes[: index + 1]))]
+
+
+def _chain(names: tuple[str, set[str]], moves: list[Geometry], source: str, read: fx.Node) -> list[Op]:
+    """Return one operator per move, the last of them under the first of `names`, beside which others are taken."""
+    name, taken = names
+    shape = shape_of(read)
+    ops: list[Op] = []
+    for index, how in enumerate(moves):
+        shape = how.result(shape)
+        own = name if index == len(moves) - 1 else _free(f"{name}_{index}", taken)
+        ops.append(Op(own, "move", (source,), shape, args={"how": how}))
+        source = own
+    return ops
+
+
+def _free(name: str, taken: set[str]) -> str:
     """Return a name that no operator has, nor the image, nor nn.ModuleDict for itself (`keys`, `pop`, ...)."""
-    while name in RESERVED or name in names.values() or hasattr(nn.ModuleDict, name):
+    while name in RESERVED or name in taken or hasattr(nn.ModuleDict, name):
         name += "_"
     return name
 
@@ -196,6 +256,12 @@ def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
                 f"expected a sum of two tensors at {name!r}, got a constant or a factor; use a layer's bias"
             )
         return make("add")
+    if target in (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"):
+        if len(_nodes(node)) != 2:
+            raise InputError(
+                f"expected a product of two tensors at {name!r}, got a constant; put the factor into a layer"
+            )
+        return make("mul")
     if target in (torch.relu, F.relu, "relu", "relu_", torch.relu_):
         return make("relu", relu=INF)
     if target is F.relu6:
@@ -204,17 +270,15 @@ def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
         if arg(1, "dim", 0) not in (1, -3):
             raise InputError(f"expected a concatenation of channels (dim=1) at {name!r}, got dim={arg(1, 'dim', 0)}")
         return make("concat")
-    if target in (torch.flatten, "flatten"):
-        return make("flatten")
-    if target in ("view", "reshape", torch.reshape):
-        if len(node.meta["tensor_meta"].shape) != 2:
-            raise InputError(f"expected only reshapes to (batch, features) at {name!r}; got another one")
+    if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape, "squeeze", torch.squeeze):
         return make("flatten")
     if target in ("mean", torch.mean):
         dims = arg(1, "dim", ())
         if sorted(d % 4 for d in (dims if isinstance(dims, (tuple, list)) else [dims])) != [2, 3]:
             raise InputError(f"expected a mean over height and width at {name!r}, got dim={dims}")
         return make("avgpool", args={"kernel": None, "keepdim": bool(arg(2, "keepdim", False))})
+    if getattr(target, "__name__", "") == "stochastic_depth" and arg(2, "mode", "") == "row":
+        return make("dropout", args={"p": arg(1, "p", 0.0), "whole": True})
     if target is F.dropout:
         return make("dropout", args={"p": arg(1, "p", 0.5)})
     if target in (F.max_pool2d, torch.max_pool2d):
@@ -243,12 +307,9 @@ def _function(node: fx.Node, make: Callable[..., Op]) -> Op | None:
 
 
 def _maxpool(name: str, make: Callable[..., Op], kernel, stride, padding, dilation, ceil_mode) -> Op:
-    if ceil_mode or dilation not in (1, (1, 1)):
-        raise InputError(
-            f"expected MaxPool2d without ceil_mode and dilation at {name!r}; set ceil_mode=False, dilation=1"
-        )
-    pool = nn.MaxPool2d(kernel, stride, padding)
-    return make("maxpool", args={"pool": pool})
+    if dilation not in (1, (1, 1)):
+        raise InputError(f"expected MaxPool2d without dilation at {name!r}; set dilation=1")
+    return make("maxpool", args={"pool": nn.MaxPool2d(kernel, stride, padding, ceil_mode=bool(ceil_mode))})
 
 
 def _avgpool(name: str, make: Callable[..., Op], kernel, stride, padding, ceil_mode, count_include_pad, divisor) -> Op:
@@ -268,6 +329,8 @@ def _adaptive(name: str, make: Callable[..., Op], size, node: fx.Node) -> Op | N
         return make("avgpool", args={"kernel": None, "keepdim": True})
     if want == have:
         return None
+    if all(w % h == 0 for w, h in zip(want, have, strict=True)):
+        return make("upsample")
     if all(h % w == 0 for w, h in zip(want, have, strict=True)):
         kernel = (have[0] // want[0], have[1] // want[1])
         return make("avgpool", args={"kernel": kernel, "stride": kernel, "padding": 0})
@@ -277,12 +340,12 @@ def _adaptive(name: str, make: Callable[..., Op], size, node: fx.Node) -> Op | N
 
 
 def _nodes(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors that a node reads, in order, one that it reads twice two times."""
     found: list[fx.Node] = []
     for value in (*node.args, *node.kwargs.values()):
         found += [v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, fx.Node)]
-    if node.op == "call_method" and node.target in ("view", "reshape", "flatten"):
-        return found[:1]  # the sizes may be nodes too
-    return found
+    read = set(tensors(node))
+    return [n for n in found if n in read]
 
 
 def _fuse(ops: list[Op]) -> tuple[Op, ...]:

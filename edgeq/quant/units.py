@@ -175,11 +175,13 @@ class MaxPoolUnit(AbstractUnit):
     def __init__(self, width: Width, *, pool: nn.MaxPool2d) -> None:
         super().__init__(width, None)
         self.kernel, self.stride, self.padding = pair(pool.kernel_size), pair(pool.stride), pair(pool.padding)
+        self.ceil_mode = pool.ceil_mode
 
     def forward(self, *inputs: Value) -> Value:
         """Pool."""
         (x,) = inputs
-        return Value(F.max_pool2d(x.codes, self.kernel, self.stride, self.padding), x.step, x.reach, x.grid)
+        y = F.max_pool2d(x.codes, self.kernel, self.stride, self.padding, ceil_mode=self.ceil_mode)
+        return Value(y, x.step, x.reach, x.grid)
 
 
 class FlattenUnit(AbstractUnit):
@@ -192,15 +194,19 @@ class FlattenUnit(AbstractUnit):
 
 
 class DropoutUnit(AbstractUnit):
-    """Dropout while training with batch statistics; nothing otherwise."""
+    """Dropout while training with batch statistics; nothing otherwise. `whole`: all of a sample (stochastic depth)."""
 
-    def __init__(self, width: Width, *, p: float) -> None:
+    def __init__(self, width: Width, *, p: float, whole: bool = False) -> None:
         super().__init__(width, None)
         self.p = p
+        self.whole = whole
 
     def forward(self, *inputs: Value) -> Value:
         """Drop values."""
         (x,) = inputs
+        if self.whole and not self.deployed:
+            kept = F.dropout(x.codes.new_ones((len(x.codes),) + (1,) * (x.codes.dim() - 1)), self.p)
+            return Value(x.codes * kept, x.step, x.reach, x.grid)
         return Value(F.dropout(x.codes, self.p, not self.deployed), x.step, x.reach, x.grid)
 
 

@@ -11,6 +11,7 @@ and w_scale[c] = m_c * 2^-n its factor is exactly ours, and `multiplier.py` show
 
     Conv        QLinearConv, int32 bias                  Linear     QGemm; the logits MatMulInteger and an int32 Add
     Add         QLinearAdd, scales m_a/2^n, m_b/2^n, 1   Rescale    QLinearAdd of the number 0, scale num/den
+    Mul         QLinearMul, scales m/2^n, 1, 1           Table      Cast and Gather
     AvgPool     QLinearGlobalAveragePool with x_scale = M * area (the kernel divides it by the area), or, for windows,
                 a depthwise QLinearConv with weights 1
 
@@ -35,11 +36,16 @@ from ..graph import (
     IntegerGraph,
     Linear,
     MaxPool,
+    Move,
+    Mul,
     Node,
+    PlaneSum,
     Rescale,
+    Table,
     reach,
 )
 from ..reference import half_even_ratio
+from .moves import write_move
 from .writer import LOGITS, MICROSOFT, Writer, check_ends, writer_for
 
 if TYPE_CHECKING:
@@ -94,8 +100,18 @@ class _Ort:
                 self._linear(node)
             case Add():
                 self._add(node)
+            case Mul():
+                self._multiply(node)
             case Rescale():
                 self._rescale(node)
+            case Table():
+                self._look_up(node.name, node.input, node.table)
+            case PlaneSum():
+                write_plane_sum(self.w, node, self.graph)
+            case Move():
+                zero = np.uint8(zero_point(self.graph.edges[node.name]))
+                given = self.graph.edges[node.input].shape
+                write_move(self.w, node, self._moved(node.input, node.name), node.name, given=given, zero=zero)
             case AvgPool():
                 self._average(node)
             case MaxPool():
@@ -140,6 +156,17 @@ class _Ort:
         top = at_most(a.hi * node.m_a + b.hi * node.m_b, node.n)
         self._emit(node, (node.lo, node.hi, top), "QLinearAdd", inputs, domain=MICROSOFT)
 
+    def _multiply(self, node: Mul) -> None:
+        (name_a, _, zero_a), (name_b, one, zero_b) = self._tensor(node.a), self._tensor(node.b)
+        rq, (a, b) = node.requant, (self.graph.edges[name] for name in node.inputs)
+        inputs = [name_a, self.w.const(real(rq.m[0], rq.n)), zero_a, name_b, one, zero_b, *self._out(node.name)]
+        top = at_most(max(a.lo * b.lo, a.hi * b.hi) * int(rq.m[0]), rq.n)
+        self._emit(node, (rq.lo, rq.hi, top), "QLinearMul", inputs, domain=MICROSOFT)
+
+    def _look_up(self, name: str, source: str, table: np.ndarray) -> None:
+        """Write a table of all codes of an edge, from the smallest on."""
+        write_table(self.w, (self.w.name(source), name), table, self.graph.edges[source], self.graph.edges[name])
+
     def _rescale(self, node: Rescale) -> None:
         edge, out = self.graph.edges[node.input], self.graph.edges[node.name]
         if node.num == node.den and zero_point(edge) == zero_point(out):
@@ -149,10 +176,7 @@ class _Ort:
         exact = half_even_ratio(codes, node.num, node.den)
         scale = float_scale(codes, (zero_point(edge), zero_point(out)), (node.num, node.den), exact)
         if scale is None:
-            table = np.zeros(256, np.uint8)
-            table[codes + zero_point(edge)] = np.clip(exact, node.lo, node.hi) + zero_point(out)
-            self.w.node("Cast", [self.w.name(node.input)], f"{node.name}:index", to=6)  # TensorProto.INT32
-            self.w.node("Gather", [self.w.const(table), f"{node.name}:index"], node.name)
+            self._look_up(node.name, node.input, np.clip(exact, node.lo, node.hi))
         else:
             inputs = self._plus_zero(node.input, scale, node.name)
             self._emit(node, (node.lo, node.hi, int(exact.max())), "QLinearAdd", inputs, domain=MICROSOFT)
@@ -224,6 +248,23 @@ class _Ort:
             self.w.node("Clip", [source, low, high] if high else [source, low], name)
         elif source != name:
             self.w.node("Identity", [source], name)
+
+
+def write_table(w: Writer, ends: tuple[str, str], table: np.ndarray, edge: Edge, out: Edge) -> None:
+    """Write the look-up of uint8 codes of one edge in a table of those of another."""
+    every = np.zeros(256, np.uint8)
+    every[edge.lo + zero_point(edge) : edge.hi + zero_point(edge) + 1] = table + zero_point(out)
+    w.node("Cast", [ends[0]], f"{ends[1]}:index", to=6)  # TensorProto.INT32
+    w.node("Gather", [w.const(every), f"{ends[1]}:index"], ends[1])
+
+
+def write_plane_sum(w: Writer, node: PlaneSum, graph: IntegerGraph) -> None:
+    """Write sums over the plane of uint8 codes: a convolution by ones, whose zero point makes them sums of codes."""
+    edge = graph.edges[node.input]
+    channels, *plane = edge.shape
+    ones, zero = w.const(np.ones((channels, 1, *plane), np.int8)), w.const(np.uint8(zero_point(edge)))
+    w.node("ConvInteger", [w.name(node.input), ones, zero], f"{node.name}:plane", group=channels)
+    w.node("Flatten", [f"{node.name}:plane"], w.name(node.name), axis=1)
 
 
 def float_scale(

@@ -28,8 +28,25 @@ import numpy as np
 
 from edgeq.errors import InputError
 
-from ..graph import Add, AvgPool, Concat, Conv, Flatten, IntegerGraph, Linear, MaxPool, Node, Rescale, reach
-from .ort import check, observe, zero_point
+from ..graph import (
+    Add,
+    AvgPool,
+    Concat,
+    Conv,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool,
+    Move,
+    Mul,
+    Node,
+    PlaneSum,
+    Rescale,
+    Table,
+    reach,
+)
+from .moves import write_move
+from .ort import check, observe, write_plane_sum, write_table, zero_point
 from .writer import Writer, writer_for
 
 if TYPE_CHECKING:
@@ -88,8 +105,19 @@ class _Proof:
                 self._average(node)
             case Add():
                 self._add(node)
+            case Mul():
+                self._multiply(node)
             case Rescale():
                 self._rescale(node)
+            case Table():
+                edge, out = (self.graph.edges[name] for name in (node.input, node.name))
+                write_table(self.w, (self.w.name(node.input), node.name), node.table, edge, out)
+            case PlaneSum():
+                write_plane_sum(self.w, node, self.graph)
+            case Move():
+                zero = np.uint8(zero_point(self.graph.edges[node.name]))
+                given = self.graph.edges[node.input].shape
+                write_move(self.w, node, self._moved(node.input, node.name), node.name, given=given, zero=zero)
             case MaxPool():
                 attributes = {"kernel_shape": node.kernel, "strides": node.stride, "pads": node.padding}
                 self.w.node("MaxPool", [self._moved(node.input, node.name)], node.name, **attributes)
@@ -136,6 +164,15 @@ class _Proof:
             bound += edge.reach * m
         self.w.node("Add", parts, f"{node.name}:sum")
         self._land(node.name, _Sum(f"{node.name}:sum", plus, bound), 1 << node.n, (node.lo, node.hi))
+
+    def _multiply(self, node: Mul) -> None:
+        sides = [f"{node.name}:{side}" for side in (0, 1)]
+        for name, side in zip(node.inputs, sides, strict=True):
+            self._integers(name, side)
+        self.w.node("Mul", sides, f"{node.name}:product")
+        rq, (a, b) = node.requant, (self.graph.edges[name].reach for name in node.inputs)
+        total = self._times(f"{node.name}:product", rq.m, (1 << rq.n, rq.lo, rq.hi), np.array(a * b))
+        self._land(node.name, total, 1 << rq.n, (rq.lo, rq.hi))
 
     def _rescale(self, node: Rescale) -> None:
         edge, divisor = self.graph.edges[node.input], int(np.gcd(node.num, node.den))

@@ -8,6 +8,7 @@ number of bits. Every tensor holds codes, not real values:
     requantizer   Mul by m * 2^-n, Relu where codes start at 0, Quant(1, 0, bits): 0...127 is UINT7, -31...31 a narrow
                   INT6; a range that is none of Quant's gets a Clip with whole limits first
     Add, Rescale  Mul by the short multipliers, or by a ratio with which all codes were tried
+    Mul, Table    Mul, and Mul by the short multiplier; Sub, Cast to int32 and Gather
     averages      sums of whole numbers (ReduceSum, or a depthwise Conv with 1-bit weights) and a Mul
     image         uint8 pixels: Cast, Sub 128, Quant
 
@@ -35,12 +36,17 @@ from ..graph import (
     IntegerGraph,
     Linear,
     MaxPool,
+    Move,
+    Mul,
     Node,
+    PlaneSum,
     Rescale,
+    Table,
     reach,
 )
 from ..multiplier import FLOAT32_EXACT
 from ..reference import half_even_ratio
+from .moves import write_move
 from .ort import float_scale, real
 from .writer import LOGITS, Writer, check_ends, writer_for
 
@@ -166,8 +172,22 @@ class _Qonnx:
                 self._layer(node)
             case Add():
                 self._add(node)
+            case Mul():
+                product = f"{node.name}:product"
+                self.w.node("Mul", [codes_of(node.a), codes_of(node.b)], product)
+                rq = node.requant
+                self._land(node.name, self._times(product, real(rq.m[0], rq.n)), (rq.lo, rq.hi))
             case Rescale():
                 self._rescale(node)
+            case Table():
+                self._look_up(node)
+            case PlaneSum():
+                axes, total = self.w.const(np.array([2, 3], np.int64)), f"{node.name}:sum"
+                self.w.node("ReduceSum", [codes_of(node.input), axes], total, keepdims=0)
+                self.w.node("Cast", [total], self.w.name(node.name), to=INT32)
+            case Move():
+                given, source = self.graph.edges[node.input].shape, codes_of(node.input)
+                write_move(self.w, node, source, node.name, given=given, zero=np.float32(0))
             case AvgPool():
                 self._average(node)
             case MaxPool():
@@ -246,6 +266,14 @@ class _Qonnx:
         else:
             source = self._times(source, scale, f"{node.name}:ratio")
         self._land(node.name, source, (node.lo, node.hi))
+
+    def _look_up(self, node: Table) -> None:
+        self.w.node("Sub", [codes_of(node.input), self.w.const(np.float32(node.lo))], f"{node.name}:from")
+        self.w.node("Cast", [f"{node.name}:from"], f"{node.name}:index", to=INT32)
+        table = self.w.const(node.table.astype(np.float32))
+        self.w.node("Gather", [table, f"{node.name}:index"], f"{node.name}:found")
+        edge = self.graph.edges[node.name]
+        self._quant(f"{node.name}:found", node.name, (edge.lo, edge.hi))
 
     def _average(self, node: AvgPool) -> None:
         edge, rq, acc = self.graph.edges[node.input], node.requant, f"{node.name}:acc"

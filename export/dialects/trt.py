@@ -11,6 +11,8 @@ DQ -> operator -> Q into one int8 kernel; whoever does not fuse computes the sam
                   with whole limits before the Q, and rint(min(x, k)) = min(rint(x), k) for a whole k
     Add           both inputs, the residual one too, are dequantized with their own multiplier m * 2^-n
     Rescale       dequantized with the ratio, quantized with 1: all codes are tried here
+    Mul           both inputs dequantized with 1, their product times m * 2^-n
+    Table         Sub of the smallest code, Cast to int32, Gather
     averages      windows are depthwise convolutions with weights 1; the global one is a ReduceSum of whole numbers
                   below 2^24 (exact in any order) and a Mul, because a mean over 49 pixels would round
     image         uint8 pixels: Cast to float32, which is all that TensorRT allows on uint8, Sub 128, Q
@@ -38,13 +40,18 @@ from ..graph import (
     IntegerGraph,
     Linear,
     MaxPool,
+    Move,
+    Mul,
     Node,
+    PlaneSum,
     Rescale,
+    Table,
     reach,
 )
 from ..multiplier import Requant
 from ..reference import half_even_ratio
 from ..trt_engine import trtexec
+from .moves import write_move
 from .ort import at_most, float_scale, real
 from .writer import LOGITS, Writer, check_ends, writer_for
 
@@ -114,8 +121,20 @@ class _Trt:
                 self._linear(node)
             case Add():
                 self._add(node)
+            case Mul():
+                self._multiply(node)
             case Rescale():
                 self._rescale(node)
+            case Table():
+                self._look_up(node)
+            case PlaneSum():
+                axes, total = self.w.const(np.array([2, 3], np.int64)), f"{node.name}:sum"
+                self.w.node("ReduceSum", [self._float(node.input), axes], total, keepdims=0)
+                self.w.node("Cast", [total], self.w.name(node.name), to=INT32)
+            case Move():
+                given, moved = self.graph.edges[node.input].shape, f"{node.name}:moved"
+                write_move(self.w, node, self._float(node.input), moved, given=given, zero=np.float32(0))
+                self._quantize(moved, node.name)
             case AvgPool():
                 self._average(node)
             case MaxPool():
@@ -168,6 +187,21 @@ class _Trt:
         self._land(
             node.name, f"{node.name}:sum", (node.lo, node.hi), (-at_most(-span[0], node.n), at_most(span[1], node.n))
         )
+
+    def _multiply(self, node: Mul) -> None:
+        rq, (a, b) = node.requant, (self.graph.edges[name] for name in node.inputs)
+        self.w.node("Mul", [self._float(node.a), self._float(node.b)], f"{node.name}:product")
+        self.w.node("Mul", [f"{node.name}:product", self.w.const(real(rq.m[0], rq.n))], f"{node.name}:units")
+        ends = [x * y * int(rq.m[0]) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
+        span = (-at_most(-min(ends), rq.n), at_most(max(ends), rq.n))
+        self._land(node.name, f"{node.name}:units", (rq.lo, rq.hi), span)
+
+    def _look_up(self, node: Table) -> None:
+        self.w.node("Sub", [self._float(node.input), self.w.const(np.float32(node.lo))], f"{node.name}:from")
+        self.w.node("Cast", [f"{node.name}:from"], f"{node.name}:index", to=INT32)
+        table = self.w.const(node.table.astype(np.float32))
+        self.w.node("Gather", [table, f"{node.name}:index"], f"{node.name}:found")
+        self._quantize(f"{node.name}:found", node.name)
 
     def _rescale(self, node: Rescale) -> None:
         edge = self.graph.edges[node.input]

@@ -296,9 +296,9 @@ def test_logits_beyond_24_bits_are_exact() -> None:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (_Refused(nn.Sigmoid()), "Sigmoid at 'odd'"),
+        (_Refused(nn.PReLU()), "PReLU at 'odd'"),
         (_Refused(nn.GroupNorm(2, 4)), "GroupNorm at 'odd'"),
-        (_Refused(nn.MaxPool2d(3, ceil_mode=True)), "ceil_mode"),
+        (_Refused(nn.AvgPool2d(3, ceil_mode=True)), "ceil_mode"),
         (_Refused(nn.MaxPool2d(3, dilation=2)), "dilation"),
         (_Refused(nn.AvgPool2d(3, padding=1, count_include_pad=False)), "AvgPool2d"),
         (_Refused(nn.AdaptiveAvgPool2d(7)), "adaptive pooling"),
