@@ -1,6 +1,6 @@
 """Engines against the interpreter, every edge, code by code, a few images at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,8 +33,16 @@ def compare(
         slow_images: Images for `onnx.reference`; 0 leaves it out.
         target: The dialect of the model.
     """
+    return compare_with(graph, images, engine_makers(graph, model, engines, slow_images, target))
+
+
+def compare_with(
+    graph: IntegerGraph,
+    images: UInt8[np.ndarray, "batch channels height width"],
+    makers: Sequence[tuple[str, Callable[[], Engine]]],
+) -> tuple[Run, ...]:
+    """Run any engines, given by name and by what makes them, on all images and compare what they show."""
     order = tuple(node.name for node in graph.nodes)
-    makers = engine_makers(graph, model, engines, slow_images, target)
     tallies = [_started(name, make, order) for name, make in makers]
     for start, batch in _batches(graph, images):
         expected = interpret(graph, batch)

@@ -182,6 +182,7 @@ NAMES = [
     "resnet8",
     *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.ci_slow]) for name in ("resnet20", "resnet56")),
     *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.ci_slow]) for name in ("vgg16_bn", "mobilenet_v2")),
+    pytest.param("resnet32", marks=pytest.mark.slow),
 ]
 
 

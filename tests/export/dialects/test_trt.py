@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from edgeq.errors import InputError
 from edgeq.export import save, verify
-from edgeq.export.compare import compare
+from edgeq.export.compare import compare, compare_with
 from edgeq.export.dialects import build
 from edgeq.export.dialects.trt_lint import lint
 from edgeq.export.graph import INPUT, Conv, IntegerGraph
@@ -79,14 +79,30 @@ def test_residual_networks(graphs, bits: int) -> None:
     assert stored == {onnx.TensorProto.INT8}  # no convolution below 8 bits
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_openvino_agrees(graphs, bits: int) -> None:
-    pytest.importorskip("openvino")
+def assert_openvino_agrees(graph: IntegerGraph, images: np.ndarray, target: str) -> None:
+    pytest.importorskip("openvino", reason="needs pip install 'edgeq[openvino]'")
+    every, logits = compare(
+        graph, build(graph, target).SerializeToString(), images, engines=("openvino",), target=target
+    )
+    assert every.exact and every.tensors == len(graph.nodes), (every.first, every.error)
+    assert logits.exact and logits.tensors == 1, (logits.first, logits.error)
+
+
+@pytest.mark.parametrize("target", ["trt", "proof"])
+@pytest.mark.parametrize("bits", [8, 5, 4, 2])
+def test_openvino_agrees(graphs, bits: int, target: str) -> None:
     graph = graphs.resnet(bits, width=4, blocks=1, size=8)
-    for target in ("trt", "proof"):
-        data = build(graph, target).SerializeToString()
-        (run,) = compare(graph, data, graphs.images(graph, 8), engines=("openvino",), target=target)
-        assert run.exact and run.tensors == len(graph.nodes), run
+    assert_openvino_agrees(graph, graphs.images(graph, 8), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["trt", "proof"])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_openvino_agrees_on_any_graph(graphs, target: str, data: st.DataObject) -> None:
+    graph = graphs.draw(data.draw)
+    assume(target == "proof" or all(edge.hi <= 127 for name, edge in graph.edges.items() if name != graph.output))
+    assert_openvino_agrees(graph, graphs.images(graph, 3), target)
 
 
 def test_an_artefact_verifies_and_says_how_to_run_it(graphs, tmp_path: Path) -> None:
@@ -198,3 +214,28 @@ def test_lint_finds(graphs, name: str) -> None:
 
 def test_lint_passes_what_is_sound(graphs) -> None:
     assert edit(graphs.resnet(2, width=4, blocks=1, size=8), lambda model: None) == []
+
+
+NAMES = [
+    "resnet8",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet20", "resnet32", "resnet56", "vgg16_bn")),
+    pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_built_in_networks_pass_the_lint_and_run_unfused(name: str) -> None:
+    from edgeq import models
+    from edgeq.export.engines import engine_makers
+    from edgeq.export.lower import lower
+    from edgeq.quant.convert import multibit
+
+    net = multibit(models.build(name, classes=10), bits=(8, 5, 4, 2)).eval()
+    for bits in (8, 5, 4, 2):
+        graph = lower(net, bits=bits)
+        model = build(graph, "trt")
+        assert not lint(model), (name, bits)
+        unfused = engine_makers(graph, model.SerializeToString(), ("onnxruntime",), 0, "trt")[:2]
+        images = np.random.default_rng(bits).integers(0, 256, (2, 3, 32, 32), np.uint8)
+        for run in compare_with(graph, images, unfused):
+            assert run.exact and run.engine.startswith("onnxruntime:disabled"), (name, bits, run.first, run.error)
