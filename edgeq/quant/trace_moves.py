@@ -169,11 +169,14 @@ def _slices(node: fx.Node) -> list[Geometry]:
     (read,) = tensors(node)[:1]
     shape = shape_of(read)
     if node.target is not operator.getitem:
-        dim, start, length = (number(value) for value in node.args[1:])
-        if dim % (len(shape) + 1) == 0:
+        given = dict(zip(("dim", "start", "length"), node.args[1:], strict=False)) | dict(node.kwargs)
+        dim, start, length = (int(number(given[key])) for key in ("dim", "start", "length"))
+        axis = dim % (len(shape) + 1) - 1
+        if axis < 0:
             raise _batch(node)
-        return [Slice(dim % (len(shape) + 1) - 1, start % shape[dim % (len(shape) + 1) - 1], start + length)]
-    index = number(node.args[1])
+        start %= shape[axis]
+        return [Slice(axis, start, start + length)]
+    index: Any = number(node.args[1])
     index = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(part, slice) and part.step in (None, 1) for part in index) or index[0] != slice(None):
         raise InputError(

@@ -81,6 +81,7 @@ MOVES: dict[str, tuple[Callable[[Tensor], Tensor] | nn.Module, int]] = {
     "split": (lambda x: torch.split(x, [3, 5], 1)[1], 5),
     "slices": (lambda x: x[:, 2:7, ::1, 1:], 5),
     "narrow": (lambda x: x.narrow(1, 1, 6), 6),
+    "narrow from the end": (lambda x: torch.narrow(x, dim=1, start=-5, length=4), 4),
     "permute": (lambda x: x.permute(0, 1, 3, 2), 8),
     "interpolate": (lambda x: F.interpolate(x, scale_factor=2), 8),
     "Upsample": (nn.Upsample(size=(3 * SIDE, SIDE)), 8),
