@@ -87,8 +87,8 @@ def makers(graph: IntegerGraph, model: bytes, target: str) -> tuple[Makers, str]
     refused = openvino_reads(model) if target == "ort" else ""  # the others load; a process costs seconds
     if not refused:
         for note, settings in SETTINGS.items():
-            both = openvino_makers(graph, model, target, settings, note)
-            found += both if note == "exact" else both[1:]  # as the file is
+            every, logits = openvino_makers(graph, model, target, settings, note)
+            found += [every, logits] if note == "exact" else [logits]
     return found + (torch_makers(graph, model) if target == "trt" else []), refused
 
 
@@ -117,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=[factory.__name__ for factory in models.BUILT_IN])
+    parser.add_argument("--bits", nargs="*", type=int, default=list(BITS), choices=BITS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     dataset = load("signs:train=32,test=10")
@@ -124,7 +125,7 @@ def main() -> None:
     body = read_json(args.out) if args.out.exists() else {"table": {}}
     table = body["table"]
     for name in args.models:
-        missing = [bits for bits in BITS if str(bits) not in table.get(name, {})]
+        missing = [bits for bits in args.bits if str(bits) not in table.get(name, {})]
         found = graphs(name, dataset.train.images) if missing else {}
         for bits in missing:
             start = time.monotonic()

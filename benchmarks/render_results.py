@@ -85,8 +85,69 @@ def snapping(body: Body) -> str:
     return table(("arm", *(f"{b} bits" for b in BITS[1:])), rows)
 
 
+def portability(body: Body) -> str:
+    """Return codes that differ, per file and engine, network by network; widths where all of them are 0 are one 0."""
+    found: dict[str, dict[str, list[Body]]] = {}
+    networks = list(body["table"])
+    for network, widths in body["table"].items():
+        for bits in sorted(widths, key=int, reverse=True):
+            for name, row in widths[bits]["engines"].items():
+                found.setdefault(_engine(name), {}).setdefault(network, []).append({**row, "bits": bits})
+    order = sorted(found, key=lambda name: ("trt", "proof", "ort").index(name.partition(" | ")[0]))
+    rows = []
+    for name in order:
+        cells = [_mismatches(found[name].get(network, [])) for network in networks]
+        codes = sum(row["codes"] for rows_of in found[name].values() for row in rows_of)
+        rows.append((name, codes, *cells))
+    head = [f"{network} at {', '.join(sorted(body['table'][network], key=int, reverse=True))}" for network in networks]
+    return table(("file", "engine", "codes", *head), [(*row[0].split(" | "), *row[1:]) for row in rows])
+
+
+def _engine(name: str) -> str:
+    """Return the row of an engine: optimisation levels, and runs with and without edges as outputs, are one."""
+    target, _, engine = name.partition("|")
+    package, *rest = engine.split(":")
+    if package == "onnxruntime":
+        return f"{target} | ONNX Runtime, four levels"
+    if package == "openvino" and rest:
+        said = {"exact": "as edgeq sets it", "accuracy": "ACCURACY alone", "default": "its own settings"}
+        return f"{target} | OpenVINO, {said[rest[0]]}"
+    return f"{target} | {'torch, the integer graph' if package == 'torch' else package.replace('openvino', 'OpenVINO')}"
+
+
+def _mismatches(rows: list[Body]) -> str:
+    if not rows:
+        return "-"
+    errors = sorted({row["error"] for row in rows if row["error"]})
+    if errors:
+        return "not read" if all(row["error"] for row in rows) else "partly not read"
+    wrong = sum(row["mismatches"] for row in rows)
+    return str(wrong) if not wrong else f"{wrong} of {sum(row['codes'] for row in rows)}"
+
+
+def ptq(body: Body) -> str:
+    """Return accuracies after post-training quantization: edgeq's rows beside other tools', run by run."""
+    tables = []
+    for name, run in body["runs"].items():
+        said = (
+            f"{run['model']} on {run['data']}, {run['images']} calibration images, {run['test']} test images ({name})"
+        )
+        rows = [
+            (row, *("-" if found.get(b) is None else f"{found[b]:.2f}" for b in ("32", "8", "4")), _refusal(found))
+            for row, found in run["rows"].items()
+        ]
+        tables.append(f"{said}:\n\n" + table(("row", "32 bits", "8 bits", "4 bits", ""), rows))
+    return "\n\n".join(tables)
+
+
+def _refusal(found: Body) -> str:
+    return found.get("refused", "").replace("|", "/")
+
+
 TABLES: dict[str, tuple[str, Callable[[Body], str]]] = {
     "latency": ("latency.json", latency),
+    "portability": ("portability.json", portability),
+    "ptq": ("ptq.json", ptq),
     "training_step": ("training_step.json", training_step),
     "shared_cifar": ("shared_cifar.json", shared),
     "ptq_cifar": ("shared_cifar.json", post_training),

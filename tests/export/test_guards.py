@@ -67,7 +67,7 @@ def new_ir_version() -> bool:
 
 
 def varint_tensors() -> bool:
-    """make_tensor stores small integers as 32-bit varints, five bytes for a negative one."""
+    """make_tensor stores small integers as varints, ten bytes for a negative one."""
     values = np.full(1000, -1, np.int8)
     return helper.make_tensor("w", TensorProto.INT8, values.shape, values).ByteSize() > 5000
 

@@ -1,4 +1,6 @@
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +21,31 @@ from edgeq.export.verify import certify, prove
 INTEGERS = {TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32}
 
 
-def types(model: onnx.ModelProto) -> set[int]:
-    """Return every type of number in a model: tensors, constants, targets of casts, attributes."""
-    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    found = {v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
-    known = {v.name for v in [*inferred.value_info, *inferred.input, *inferred.output]}
-    found |= {value.data_type for value in model.graph.initializer}
-    for node in model.graph.node:
-        assert set(node.output) <= known
+def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Return a graph and the graphs inside its operators (If, Loop, Scan)."""
+    yield graph
+    for node in graph.node:
         for attribute in node.attribute:
-            assert attribute.type in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS)
-            if attribute.name == "to":
-                found.add(attribute.i)
+            for inner in [attribute.g, *attribute.graphs] if attribute.HasField("g") or attribute.graphs else []:
+                yield from bodies(inner)
+
+
+def types(model: onnx.ModelProto) -> set[int]:
+    """Return every type of number in a model: tensors, constants, targets of casts, attributes, in all subgraphs."""
+    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    assert not inferred.functions and not inferred.graph.sparse_initializer
+    found = set()
+    for graph in bodies(inferred.graph):
+        values = [*graph.value_info, *graph.input, *graph.output]
+        found |= {value.type.tensor_type.elem_type for value in values}
+        found |= {value.data_type for value in graph.initializer}
+        known = {value.name for value in values}
+        for node in graph.node:
+            assert set(node.output) <= known
+            for attribute in node.attribute:
+                assert attribute.type in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.GRAPH)
+                if attribute.name == "to":
+                    found.add(attribute.i)
     return found
 
 
@@ -148,3 +163,38 @@ def test_sums_beyond_int32_are_refused(graphs) -> None:
     graph = b.graph("wide")
     with pytest.raises(InputError, match="layer 'wide' that fits into int32"):
         build(graph, "proof")
+
+
+IMAGES = 5000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("bits", [8, 2])
+def test_resnet20_holds_no_float_and_names_what_the_ort_model_names(bits: int) -> None:
+    """On test images of EDGEQ_DATA (`cifar10:PATH`, `folder:PATH`), or on drawn signs."""
+    from edgeq import calib, models
+    from edgeq.data import batches, load
+    from edgeq.export.lower import lower
+    from edgeq.quant.convert import multibit
+
+    dataset = load(os.environ.get("EDGEQ_DATA", f"signs:train=64,test={IMAGES}"), seed=0)
+    train = next(iter(batches(dataset.train, 64)))[0]
+    side = int(train.shape[2])
+    net = multibit(models.build("resnet20", classes=len(dataset.classes)), image_shape=(3, side, side), bits=(32, bits))
+    calib.reestimate(net, train, bits=32)
+    calib.calibrate(net, train, bits=(bits,), weights="minmax")
+    graph = lower(net.eval(), bits=bits)
+    model = build(graph, "proof")
+    assert types(model) <= INTEGERS
+    sessions = [session(m.SerializeToString()) for m in (model, build(graph, "ort"))]
+    seen, classes = 0, set()
+    for images, _ in batches(dataset.test, 100):
+        images = images[: IMAGES - seen].numpy()
+        proof, ort = (np.asarray(running.run(None, {INPUT: images})[0]) for running in sessions)
+        np.testing.assert_array_equal(proof.argmax(1), ort.argmax(1))
+        np.testing.assert_array_equal(proof, ort)
+        seen, classes = seen + len(images), classes | set(proof.argmax(1).tolist())
+        if seen == IMAGES:
+            break
+    assert seen == IMAGES and len(classes) > 1
