@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from edgeq import __version__
+from edgeq.calib.batchnorm import copy_norms
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, save_tensors, write_json, write_text
 from edgeq.models import build
@@ -123,6 +124,25 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> tuple[RunInfo, Multi
     net = new_network(info)
     load_into(net, load_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return info, net.to(device).eval()
+
+
+def requantized(info: RunInfo, net: MultiBitNet) -> MultiBitNet:
+    """Return a run's network in the form of `info.quant`, a different one; `net` itself where nothing differs.
+
+    Widths that are new, or whose layers get other bits, start from the BatchNorm of the highest old one; they still
+    have to be calibrated.
+    """
+    if info.quant == net.config:
+        return net
+    wide = new_network(info)
+    make_room(wide, net.state_dict())
+    wide.load_state_dict(net.state_dict(), strict=False)  # what is missing belongs to the new widths
+    named = info.quant.layer_bits
+    changed = [b for b in named if named[b] != net.config.layer_bits.get(b)]
+    source = max(net.bits)
+    for bits in sorted({*wide.bits, *changed} - ({*net.bits} - {*changed}) - {source}):
+        copy_norms(wide, source=source, target=bits)
+    return wide.eval()
 
 
 def load_into(net: MultiBitNet, tensors: dict[str, torch.Tensor], source: Path) -> None:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder, MaybeData
+from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder, MaybeData, MaybeFile
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
 
 if TYPE_CHECKING:
     from edgeq.data import Dataset
+    from edgeq.quant.layer_bits import Bits
     from edgeq.quant.network import MultiBitNet
     from edgeq.runs import RunInfo
 
@@ -29,7 +30,9 @@ class Calibrate(AbstractCommand):
         folder: A run folder; its weights stay, the ranges of --bits are chosen anew.
         out: Run folder to make.
         method: How a range is chosen.
-        bits: Widths; a run gets those that it does not have yet. Default: the run's, or 32 8 5 4 2.
+        bits: Widths; a run gets those that it does not have yet. Default: those of --layer-bits, the run's, or
+            32 8 5 4 2.
+        layer_bits: File with bits of single layers, .toml or .json; edgeq sensitivity --search writes one.
         images: Training images to look at.
         passes: What improves the result, always in the order equalise, rounding, bias.
         sequential: Look at each edge after those before it were rounded; better at few bits, one pass per width.
@@ -42,6 +45,7 @@ class Calibrate(AbstractCommand):
     out: Folder
     method: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
     bits: AllWidths = ()
+    layer_bits: MaybeFile = None
     images: int = 512
     sequential: bool = False
     passes: tuple[Literal["equalise", "rounding", "bias"], ...] = ()
@@ -58,8 +62,9 @@ class Calibrate(AbstractCommand):
             from edgeq.files import new_folder, write_json
         _check_new(self.out)
         info, net, dataset = self._from_run() if self.folder is not None else self._from_weights()
-        images = _some(dataset, self.images)
-        widths = tuple(b for b in (self.bits or net.bits) if b != 32)
+        images = some_images(dataset, self.images)
+        named = tuple(self._layer_bits()) if self.folder is not None else ()
+        widths = tuple(b for b in dict.fromkeys((*self.bits, *named) or net.bits) if b != 32)
         with talk.busy(f"calibrating {', '.join(map(str, widths))} bits by {self.method} on {len(images)} images"):
             report = calib.calibrate(
                 net,
@@ -81,6 +86,11 @@ class Calibrate(AbstractCommand):
         ]
         return {"run": str(self.out), **choices, "bits": list(widths), "passes": effects, "results": results}
 
+    def _layer_bits(self) -> "dict[int, dict[str, Bits]]":
+        from edgeq.quant.layer_bits import read_layer_bits
+
+        return {} if self.layer_bits is None else read_layer_bits(self.layer_bits)
+
     def _check(self) -> None:
         floats = [self.model, self.weights]
         if self.folder is not None and any(floats):
@@ -96,7 +106,7 @@ class Calibrate(AbstractCommand):
         import dataclasses
 
         from edgeq.cli.measure import load_fitting
-        from edgeq.runs import load_run
+        from edgeq.runs import load_run, requantized
 
         assert self.folder is not None
         info, net = load_run(self.folder)
@@ -106,9 +116,14 @@ class Calibrate(AbstractCommand):
             **info.training,
             "calibrated": {"run": str(self.folder), "method": self.method, "images": self.images},
         }
-        quant = dataclasses.replace(info.quant, bits=tuple({*info.quant.bits, *self.bits}))
+        named = self._layer_bits()
+        quant = dataclasses.replace(
+            info.quant,
+            bits=tuple({*info.quant.bits, *self.bits, *named}),
+            layer_bits={**info.quant.layer_bits, **named},
+        )
         info = dataclasses.replace(info, quant=quant, data=spec, training=training)
-        return info, _widened(info, net), dataset
+        return info, requantized(info, net), dataset
 
     def _from_weights(self) -> "tuple[RunInfo, MultiBitNet, Dataset]":
         from edgeq.data import ImageFiles, load
@@ -118,7 +133,8 @@ class Calibrate(AbstractCommand):
         from edgeq.runs import RunInfo
 
         assert self.weights is not None
-        quant = QuantConfig(bits=self.bits or WIDTHS)
+        named = self._layer_bits()
+        quant = QuantConfig(bits=tuple({*(self.bits or WIDTHS), *named}), layer_bits=named)
         dataset = load(self.data, seed=0)
         train = dataset.train
         side = train.image_size if isinstance(train, ImageFiles) else int(train.images.shape[2])
@@ -127,20 +143,6 @@ class Calibrate(AbstractCommand):
         calibrated = {"weights": str(self.weights), "method": self.method, "images": self.images}
         info = RunInfo(self.model, self.data, quant, dataset.classes, (3, side, side), {"calibrated": calibrated})
         return info, multibit(network, image_shape=info.image_shape, config=quant).eval(), dataset
-
-
-def _widened(info: "RunInfo", net: "MultiBitNet") -> "MultiBitNet":
-    """Return the network with the widths of `info`; new widths start from the BatchNorm of the highest old one."""
-    if info.quant.bits == net.bits:
-        return net
-    from edgeq.calib.batchnorm import copy_norms
-    from edgeq.runs import new_network
-
-    wide = new_network(info)
-    wide.load_state_dict(net.state_dict(), strict=False)  # what is missing belongs to the new widths
-    for bits in set(wide.bits) - set(net.bits):
-        copy_norms(wide, source=max(net.bits), target=bits)
-    return wide.eval()
 
 
 def _load_float(network, path: Path) -> None:
@@ -159,7 +161,7 @@ def _load_float(network, path: Path) -> None:
     network.load_state_dict(tensors, strict=False)
 
 
-def _some(dataset: "Dataset", count: int):
+def some_images(dataset: "Dataset", count: int):
     """Return images of the training split: those that training holds out for calibration, if there are so many."""
     import torch
 

@@ -1,4 +1,4 @@
-"""`edgeq sensitivity`: which layer a width's accuracy is lost in."""
+"""`edgeq sensitivity`: which layer a width's accuracy is lost in, and a search for bits of layers."""
 
 import contextlib
 import time
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from edgeq.cli.command import AbstractCommand, AllWidths, Document, MaybeData
+from edgeq.cli.command import AbstractCommand, AllWidths, Document, MaybeData, MaybeFile
+from edgeq.cli.search import check, run_search
 from edgeq.cli.talk import LOG_SECONDS, Talk
 from edgeq.errors import InputError
 
 if TYPE_CHECKING:
     from edgeq.sensitivity import Layer, WidthReport
     from edgeq.sensitivity import Sensitivity as Measured
+
+Amount = Annotated[str, arg(metavar="N", help_behavior_hint="")]
 
 KEPT = "sensitivity.json"
 SHOWN = 10
@@ -26,12 +29,23 @@ COLUMNS = ("layer", "lost alone", "images", "lost left out", "logits dB", "own d
 class Sensitivity(AbstractCommand):
     """Find the layers that a width loses its accuracy in: each quantized alone, and each alone left in real numbers.
 
+    With --search: find bits for each layer within a budget, and write them to --out.
+
     Attributes:
         folder: A run folder.
-        bits: Widths to look at.
-        images: Test images to look at, drawn at random; the same ones each time.
+        bits: Widths to look at; with --search the bits to choose from, 8 6 5 4 3 2 by default.
+        images: Test images to look at (with --search training images), drawn at random; the same ones each time.
         data: Look at other data with the same classes. Default: what the network was trained on.
         device: Where to run the network.
+        search: Find bits for each layer that make the least noise within a budget.
+        budget_bytes: Bytes of packed weights; or 40% of what they are with 8 bits everywhere.
+        budget_bops: Multiplications x bits of weights x bits of codes, for one image; or 40% of those with 8 bits.
+        budget_bits: Mean bits of a weight.
+        out: File to write, .toml or .json, for --layer-bits of edgeq train and edgeq calibrate.
+        setting: Width to call the result by. Default: the one next to the mean bits of its weights.
+        edge_layers: Choose the bits of the first and the last layer too, which else keep theirs.
+        activations: Choose the bits of a layer's codes apart from those of its weights, or give both the same.
+        measure: Calibrate what was found, and uniform networks about as large, and measure all of them.
     """
 
     folder: Positional[Annotated[Path, arg(metavar="RUN")]]
@@ -39,11 +53,26 @@ class Sensitivity(AbstractCommand):
     images: int = 500
     data: MaybeData = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    search: bool = False
+    budget_bytes: Amount = ""
+    budget_bops: Amount = ""
+    budget_bits: Amount = ""
+    out: MaybeFile = None
+    setting: Annotated[int, arg(metavar="B", help_behavior_hint="")] = 0
+    edge_layers: bool = False
+    activations: Literal["free", "same"] = "free"
+    measure: bool = False
 
     def run(self, talk: Talk) -> Document:
-        """Measure, show, keep."""
-        if self.images < 1:
-            raise InputError(f"expected 1 image or more, got {self.images}; some hundred are enough")
+        """Measure, show, keep; or search."""
+        least = 2 if self.search else 1
+        if self.images < least:
+            raise InputError(
+                f"expected {least} image{'s' * (least > 1)} or more, got {self.images}; some hundred are enough"
+            )
+        check(self)
+        if self.search:
+            return run_search(self, talk)
         with talk.busy("loading torch"):
             from edgeq.cli.measure import check_widths, device, load_fitting
             from edgeq.data import holdout
@@ -56,7 +85,7 @@ class Sensitivity(AbstractCommand):
         split = dataset.test
         if self.images < len(split):
             split, _ = holdout(split, self.images, seed=0)
-        with _counting(talk) as progress:
+        with counting(talk) as progress:
             result = measure(net, split, bits=bits or None, progress=progress)
         for width in result.widths:
             _show(talk, self.folder, result, width)
@@ -67,7 +96,7 @@ class Sensitivity(AbstractCommand):
 
 
 @contextlib.contextmanager
-def _counting(talk: Talk) -> Iterator[Callable[[int, int], None]]:
+def counting(talk: Talk) -> Iterator[Callable[[int, int], None]]:
     """Give out the function to call with how much is done: a spinner's text, or a line now and then in a log."""
     if talk.console.is_terminal:
         with talk.console.status("measuring") as status:

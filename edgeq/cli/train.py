@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, Stopped, Widths
+from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, MaybeFile, Stopped, Widths
 from edgeq.cli.talk import Talk
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Train(AbstractCommand):
         scales: Learned step sizes, or those of an observer.
         edge_bits: Width of the first and last layer where the others have fewer bits; 0 gives them the others' width.
         full_range: Allow the weight code -2^(b-1) too.
+        layer_bits: File with bits of single layers, .toml or .json; edgeq sensitivity --search writes one.
         rho: Share of each batch that is also shown patched.
         lambda_adv: Weight of the patched images' loss.
         patch_sizes: Sides of the patches in pixels.
@@ -96,6 +97,7 @@ class Train(AbstractCommand):
     scales: Literal["learned", "observer"] = "learned"
     edge_bits: int = 8
     full_range: bool = False
+    layer_bits: MaybeFile = None
     rho: float = 0.5
     lambda_adv: float = 1.0
     patch_sizes: tuple[int, ...] = (6,)
@@ -130,6 +132,7 @@ class Train(AbstractCommand):
         """Return the choices in the form that `edgeq.train` takes."""
         from edgeq.curriculum import Curriculum
         from edgeq.defenses import DWQ, Standard
+        from edgeq.quant.layer_bits import read_layer_bits
         from edgeq.quant.network import QuantConfig
         from edgeq.training import TrainConfig
 
@@ -143,6 +146,7 @@ class Train(AbstractCommand):
                 scales=self.scales,
                 edge_bits=self.edge_bits,
                 full_range=self.full_range,
+                layer_bits={} if self.layer_bits is None else read_layer_bits(self.layer_bits),
             ),
             epochs=self.epochs,
             batch_size=self.batch_size,

@@ -71,11 +71,26 @@ class Mixture:
             name: The unit.
             rounded: Whether that unit is quantized; all others are the other way round.
         """
-        fresh: dict[str, Value] = {}
+        step = next(step for step in self.net.steps if step.name == name)
+        inputs = tuple(values[source] for source in step.inputs)
+        return self.following(values, name, self._run(name, inputs, rounded, None), rounded=not rounded)
+
+    def following(
+        self, values: Mapping[str, Value], name: str, value: Value, *, rounded: bool = False
+    ) -> dict[str, Value]:
+        """Return the values that change when one of them does, that one included.
+
+        Args:
+            values: All values of the network.
+            name: The one that changes.
+            value: What it becomes.
+            rounded: Whether the units behind it run at the width, or in real numbers.
+        """
+        fresh = {name: value}
         for step in self.net.steps:
-            if step.name == name or any(source in fresh for source in step.inputs):
+            if step.name != name and any(source in fresh for source in step.inputs):
                 inputs = tuple(fresh.get(source, values[source]) for source in step.inputs)
-                fresh[step.name] = self._run(step.name, inputs, rounded == (step.name == name), None)
+                fresh[step.name] = self._run(step.name, inputs, rounded, None)
         return fresh
 
     def _run(self, name: str, inputs: tuple[Value, ...], rounded: bool, see: See | None) -> Value:
