@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from edgeq.export.engines import session
@@ -40,7 +42,17 @@ def float_model(net: MultiBitNet, path: Path) -> Path:
         warnings.simplefilter("ignore")
         torch.onnx.export(_Float(net).eval(), (example,), str(raw), dynamo=False, opset_version=17, **names)
     quant_pre_process(str(raw), str(path), skip_symbolic_shape=True)
+    onnx.save(with_flat_biases(onnx.load(path)), path)
     return path
+
+
+def with_flat_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make biases of linear layers vectors: of a (1, n) matrix `quantize_static` writes a model that does not run."""
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Gemm" and len(node.input) == 3}
+    for value in model.graph.initializer:
+        if value.name in biases:
+            value.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(value).reshape(-1), value.name))
+    return model
 
 
 def ort_static(model: Path, images: Floats, calibration: str, activations: str, weights: str) -> bytes:
@@ -54,6 +66,8 @@ def ort_static(model: Path, images: Floats, calibration: str, activations: str, 
         def get_next(self) -> dict:
             return next(self.items, None)  # type: ignore[return-value]
 
+    nodes = list(onnx.load(model).graph.node)
+    first = next(i for i, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm", "MatMul"))
     target = model.with_suffix(".static.onnx")
     logging.getLogger().setLevel(logging.ERROR)
     quantization.quantize_static(
@@ -65,6 +79,7 @@ def ort_static(model: Path, images: Floats, calibration: str, activations: str, 
         weight_type=quantization.QuantType[weights],
         per_channel=True,
         calibrate_method=quantization.CalibrationMethod[calibration],
+        nodes_to_exclude=[node.name for node in nodes[:first]],  # the pixels' normalisation stays in float
     )
     return target.read_bytes()
 
