@@ -5,8 +5,9 @@
 
 Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes
 the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
-with three seeds, and for the shared default also without the deployed stage, with distillation and without the
-curriculum (one seed). Both train the default also with three widths in a step instead of all (one seed).
+with three seeds. With one seed, both train the default also with all widths in each step instead of turns, and with
+three; `signs` moreover with as many passes over the images in an epoch as there are widths, with distillation, without
+the deployed stage, and without the curriculum.
 Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again,
 half-finished ones go on, and what --out holds already counts as finished (another machine may have made it).
 """
@@ -59,16 +60,26 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
                     continue  # the same float network
                 quant = QuantConfig(bits=(bits,), scales=scales)
                 found.append(Job(f"{plan}-dedicated{bits}-{scales}-{seed}", replace(config, quant=quant, seed=seed)))
-        plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
         if seed == 0:
-            three = replace(plain.standard, widths_per_step=3)
-            found.append(Job(f"{plan}-shared-three-widths-{seed}", replace(plain, standard=three)))
-        if plan == "signs" and seed == 0:
-            found.append(Job(f"{plan}-shared-no-deployed-stage-{seed}", replace(plain, deployed=0.0)))
-            taught = replace(plain.standard, distill=0.5)
-            found.append(Job(f"{plan}-shared-distillation-{seed}", replace(plain, standard=taught)))
-            at_once = Curriculum(enabled=False)
-            found.append(Job(f"{plan}-shared-no-curriculum-{seed}", replace(plain, curriculum=at_once)))
+            plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
+            found += [Job(f"{plan}-shared-{name}-{seed}", arm) for name, arm in ablations(plan, plain).items()]
+    return found
+
+
+def ablations(plan: str, plain: TrainConfig) -> dict[str, TrainConfig]:
+    """Return what else the default variant is trained with."""
+
+    def standard(**choices: float) -> TrainConfig:
+        return replace(plain, standard=replace(plain.standard, **choices))
+
+    found = {"all-at-once": standard(widths_per_step=0), "three-widths": standard(widths_per_step=3)}
+    if plan == "signs":
+        found |= {
+            "as-many-passes-as-widths": standard(passes=0),
+            "distillation": standard(widths_per_step=0, distill=0.5),
+            "no-deployed-stage": replace(plain, deployed=0.0),
+            "no-curriculum": replace(plain, curriculum=Curriculum(enabled=False)),
+        }
     return found
 
 

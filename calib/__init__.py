@@ -1,5 +1,6 @@
 """From float to ranges: observers, calibration methods, and re-estimated BatchNorm."""
 
+from .batchnorm import has_own_norms as has_own_norms
 from .batchnorm import reestimate as reestimate
 from .bias import correct_bias as correct_bias
 from .calibrate import CalibrationReport as CalibrationReport

@@ -67,10 +67,10 @@ class TrainConfig:
         """Check what can be checked without data."""
         if self.defense not in DEFENSES:
             raise InputError(f"expected a defence out of {', '.join(DEFENSES)}, got {self.defense!r}")
-        for name in ("distill", "widths_per_step") if self.defense != "standard" else ():
-            if getattr(self.standard, name):
+        for name in ("distill", "widths_per_step", "passes") if self.defense != "standard" else ():
+            if getattr(self.standard, name) != getattr(Standard(), name):
                 raise InputError(
-                    f"expected {name} 0 with defense {self.defense}, got {getattr(self.standard, name)}; leave it out"
+                    f"expected no {name} with defense {self.defense}, got {getattr(self.standard, name)}; leave it out"
                 )
         if self.epochs < 1 or self.batch_size < 2:
             raise InputError(f"expected at least 1 epoch and batches of 2, got {self.epochs} and {self.batch_size}")

@@ -30,9 +30,7 @@ from edgeq.bench.timing import Plan
 from edgeq.cli.artefacts import keep, origin
 from edgeq.cli.measure import integer_row, record_accuracies
 from edgeq.cli.talk import Talk
-from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, batches, holdout, load
-from edgeq.defenses import Standard
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.export import Artefact, Certificate, save, verify
@@ -63,7 +61,7 @@ class Tour:
     """
 
     bits: tuple[int, ...] = (32, 8, 5, 4, 3, 2)
-    epochs: int = 12
+    epochs: int = 10
     train: int = 6000
     test: int = 2000
     batch_size: int = 64
@@ -78,8 +76,6 @@ class Tour:
             quant=QuantConfig(bits=self.bits),
             epochs=self.epochs,
             batch_size=self.batch_size,
-            curriculum=Curriculum(alone=7 / 12, stage=0.5 / 12),  # two widths an epoch
-            standard=Standard(widths_per_step=3),
             seed=self.seed,
         )
 

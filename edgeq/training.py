@@ -10,7 +10,7 @@ short, integers throughout. It recovers what folding and snapping cost.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from edgeq.average import Average
 from edgeq.config import TrainConfig as TrainConfig
 from edgeq.config import plain
 from edgeq.data import Augment, Dataset, Split, TrainBatches, holdout, load
+from edgeq.data.loader import Batch
 from edgeq.data.seeds import generator
 from edgeq.defenses import DEFENSES, Setting
 from edgeq.defenses.base import Key
@@ -164,25 +165,28 @@ class _Trainer:
                 calib.init_width(self.net, bits, launch.decoded(self.calibration))
                 if self.average is not None:
                     self.average.adopt(self.net, bits)
+        if epoch == self.frozen_from and start == 0 and self.objective.passes(active) > 1:
+            self._refresh(active)
         self.objective.prepare(self._setting(epoch))
         self.net.train()
         self.net.width.deployed = epoch >= self.frozen_from
         saved = time.monotonic()
         losses: dict[str, float] = {}
-        for batch, (images, labels) in enumerate(self.batches.epoch(epoch, start), start=start):
-            self._set_rate(epoch + batch / len(self.batches))
+        count = len(self.batches) * self.objective.passes(active)
+        for batch, (images, labels) in enumerate(self._batches(epoch, start, count), start=start):
+            self._set_rate(epoch + batch / count)
             self._seed(epoch, batch)
             losses = self._step(objective, optimizer, (images, labels, active, self._key(epoch, batch)))
             if self.average is not None:
-                self.average.update(self.net, epoch * len(self.batches) + batch)
+                self.average.update(self.net, epoch * count + batch)
             here = Position(epoch, batch + 1, active)
             if not math.isfinite(losses["loss"]):
                 raise Diverged(
                     f"expected a finite loss, got {losses['loss']} at epoch {epoch}, batch {batch}; the last saved "
                     f"state is kept in {self.out / runs.STATE}: start anew with a smaller lr than {self.config.lr}"
                 )
-            self.progress(Progress(epoch, self.config.epochs, batch + 1, len(self.batches), active, losses))
-            if batch + 1 == len(self.batches):
+            self.progress(Progress(epoch, self.config.epochs, batch + 1, count, active, losses))
+            if batch + 1 == count:
                 break  # the end of an epoch is saved below, with its line of metrics
             stop, due = self._agreed(self.stop(), time.monotonic() - saved > self.config.save_every)
             if stop or due:
@@ -195,6 +199,17 @@ class _Trainer:
         if self._agreed(self.stop())[0] and here.epoch < self.config.epochs:
             raise Interrupted
         return here
+
+    def _refresh(self, active: tuple[int, ...]) -> None:
+        """Measure BatchNorm's statistics anew before they freeze: where widths take turns, theirs lag behind."""
+        for bits in active if calib.has_own_norms(self.net) else ():
+            calib.reestimate(self.net, launch.decoded(self.calibration), bits=bits)
+
+    def _batches(self, epoch: int, start: int, count: int) -> Iterator[Batch]:
+        """Yield an epoch's batches from `start` on; every pass over the images has its own order and augmentation."""
+        for turn in range(start // len(self.batches), count // len(self.batches)):
+            yield from self.batches.epoch(epoch + turn * self.config.epochs, start % len(self.batches))
+            start = 0
 
     def _step(self, objective: nn.Module, optimizer: Any, batch: tuple[Any, ...]) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from edgeq import runs
 from edgeq.average import Average
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, Split, load
-from edgeq.defenses import Standard, StandardObjective
+from edgeq.defenses import DEFENSES, Standard, StandardObjective
 from edgeq.defenses.standard import drawn
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
@@ -75,7 +75,7 @@ def test_a_run_folder_holds_what_the_contract_says(whole: Path, data: Dataset) -
 
 
 @pytest.mark.parametrize(
-    "stop_at", [pytest.param(2, marks=pytest.mark.ci_slow), 5, pytest.param(8, marks=pytest.mark.ci_slow)]
+    "stop_at", [pytest.param(2, marks=pytest.mark.ci_slow), 8, pytest.param(17, marks=pytest.mark.ci_slow)]
 )
 def test_a_stopped_run_resumes_to_the_bit(tmp_path: Path, whole: Path, data: Dataset, stop_at: int) -> None:
     out = tmp_path / "run"
@@ -319,12 +319,16 @@ def test_a_full_disk_loses_nothing_already_saved(tmp_path: Path, data: Dataset) 
     assert (out / runs.STATE / "state.safetensors").read_bytes() == before
 
 
+def _of(progress: Progress, name: str) -> list[float]:
+    return [progress.losses[name]] if name in progress.losses and progress.batch else []
+
+
 @pytest.mark.ci_slow
 def test_it_learns(tmp_path: Path) -> None:
     data = load("signs:train=256,test=64")
     losses: list[float] = []
     config = replace(TINY, epochs=4, deployed=0.0, quant=QuantConfig(bits=(8, 2)), curriculum=Curriculum(enabled=False))
-    train(config, out=tmp_path / "run", dataset=data, progress=lambda p: losses.append(p.losses["ce_2"]))
+    train(config, out=tmp_path / "run", dataset=data, progress=lambda p: losses.extend(_of(p, "ce_2")))
     assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
 
 
@@ -332,7 +336,7 @@ def test_the_objective_is_the_mean_over_the_active_widths() -> None:
     net = multibit(build("resnet8", classes=10), bits=(32, 8))
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(8)
-    objective = StandardObjective(net.train(), Standard(distill=0.0))
+    objective = StandardObjective(net.train(), Standard(widths_per_step=0))
     losses = objective(images, labels, (32, 8))
     torch.testing.assert_close(losses["loss"].detach(), (losses["ce_32"] + losses["ce_8"]) / 2)
     assert set(losses) == {"loss", "ce_32", "ce_8"}
@@ -349,6 +353,35 @@ def test_a_step_of_some_widths_has_the_highest_and_the_lowest() -> None:
     assert drawn(active, 0, (0, 0, 0, 0)) == active and drawn(active, 2, (0, 0, 0, 0)) == (32, 2)
 
 
+@pytest.mark.parametrize(("passes", "rounds"), [(2, 2), (0, 3), (7, 3)])
+def test_widths_that_take_turns_take_as_many_steps_each(
+    tmp_path: Path, data: Dataset, passes: int, rounds: int
+) -> None:
+    config = replace(TINY, epochs=1, deployed=0.0, curriculum=Curriculum(enabled=False), batch_size=40)
+    seen: list[str] = []
+
+    def watch(progress: Progress) -> None:
+        seen.extend(name for name in progress.losses if progress.batch and name != "loss")
+
+    train(replace(config, standard=Standard(passes=passes)), out=tmp_path / "run", dataset=data, progress=watch)
+    assert seen == (["ce_32", "ce_8", "ce_4"] * 3)[: 3 * rounds]  # a pass has three batches
+
+
+def test_every_pass_has_its_own_order(tmp_path: Path, data: Dataset) -> None:
+    shown: list[torch.Tensor] = []
+
+    class Watching(StandardObjective):
+        def forward(self, images, labels, active, key=(0, 0, 0, 0)):
+            shown.append(images)
+            return super().forward(images, labels, active, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEFENSES, "standard", lambda net, config: Watching(net, config.standard))
+        train(replace(TINY, epochs=1, deployed=0.0), out=tmp_path / "run", dataset=data)
+    first, second = shown[:5], shown[5:]
+    assert len(second) == 5 and not torch.equal(torch.cat(first), torch.cat(second))
+
+
 @pytest.mark.parametrize("scales", ["learned", "observer"])
 @pytest.mark.parametrize("batchnorm", ["per-bit", "shared"])
 @pytest.mark.parametrize("bf16", [False, True])
@@ -357,7 +390,7 @@ def test_every_variant_has_gradients(scales: str, batchnorm: str, bf16: bool) ->
     net = multibit(build("resnet8", classes=10), config=config).train()
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = StandardObjective(net, Standard())(images, torch.arange(8), net.bits)["loss"]
+        loss = StandardObjective(net, Standard(widths_per_step=0))(images, torch.arange(8), net.bits)["loss"]
     loss.backward()
     missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []

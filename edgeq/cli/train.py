@@ -36,9 +36,10 @@ class Train(AbstractCommand):
         curriculum: Let the low widths enter one by one; --no-curriculum trains all of them from the first epoch.
         stage: Fraction of the epochs between two entries of the curriculum.
         alone: Fraction of the epochs, at the beginning, in which the highest width trains alone.
-        distill: Weight of the distillation from the next higher width; it costs accuracy in short trainings.
+        distill: Weight of the distillation from the next higher width, which must be in the step.
         label_smoothing: Of the cross-entropy.
-        widths_per_step: Train the highest, the lowest and random other widths, so many a step; 0 for all.
+        widths_per_step: 1: the widths take turns; 0: all in each step; 2 and more: the highest, the lowest and others.
+        passes: Where they take turns: passes over the images in an epoch; 0 for one per width.
         batchnorm: One BatchNorm per width, or one shared by all.
         scales: Learned step sizes, or those of an observer.
         edge_bits: Width of the first and last layer where the others have fewer bits; 0 gives them the others' width.
@@ -92,7 +93,8 @@ class Train(AbstractCommand):
     alone: float = 0.0
     distill: float = 0.0
     label_smoothing: float = 0.0
-    widths_per_step: int = 0
+    widths_per_step: int = 1
+    passes: int = 2
     batchnorm: Literal["per-bit", "shared"] = "per-bit"
     scales: Literal["learned", "observer"] = "learned"
     edge_bits: int = 8
@@ -155,7 +157,7 @@ class Train(AbstractCommand):
             weight_decay=self.weight_decay,
             deployed=self.deployed,
             curriculum=Curriculum(enabled=self.curriculum, stage=self.stage, alone=self.alone),
-            standard=Standard(self.distill, self.label_smoothing, self.widths_per_step),
+            standard=Standard(self.distill, self.label_smoothing, self.widths_per_step, self.passes),
             patches=self._patches(),
             triqdef=self._triqdef(),
             dwq=DWQ(eps=self.pgd_eps, steps=self.pgd_steps),

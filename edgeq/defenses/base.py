@@ -58,6 +58,10 @@ class AbstractObjective(nn.Module, ABC):
     def prepare(self, setting: Setting) -> None:
         """Make or open what the coming epoch needs. The network is calibrated at all active widths."""
 
+    def passes(self, active: tuple[int, ...]) -> int:
+        """Return how often an epoch goes through the images."""
+        return 1
+
     @abstractmethod
     def forward(
         self,

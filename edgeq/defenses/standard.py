@@ -5,8 +5,14 @@
 where t is the next higher active width (recursive distillation, as in Any-Precision networks, arXiv 1911.07346), whose
 logits are constants here; the highest width has no teacher and d_b = 0.
 
-`widths_per_step` trains the highest and the lowest active width and random ones between them in a step, instead of all
-(the sandwich rule of slimmable networks, arXiv 1903.05134): the cost of a step follows the widths that are in it.
+`widths_per_step` says which widths are in a step:
+
+    0           all active ones, on the same images
+    1           one, in turns; an epoch goes through the images `passes` times, in another order each time. With as many
+                passes as widths, every width takes as many steps on as many images as with 0, at the same cost, and
+                the shared weights take as many times more steps, each on other images
+    2 and more  the highest, the lowest and random ones between (the sandwich rule of slimmable networks, arXiv
+                1903.05134), on the same images: an epoch costs as much less
 """
 
 from dataclasses import dataclass
@@ -28,15 +34,16 @@ class Standard:
     """The objective's choices.
 
     Attributes:
-        distill: Weight of the distillation term of every width but the highest, 0 to 1. Off by default: in short
-            trainings it cost accuracy at every width (an arm of benchmarks/shared_vs_dedicated.py).
+        distill: Weight of the distillation term of every width but the highest, 0 to 1; needs its teacher in the step.
         label_smoothing: Of the cross-entropy.
-        widths_per_step: Widths in a step, 2 or more; 0 for all that are active.
+        widths_per_step: Widths in a step, see the module; 0 for all that are active, 1 for turns.
+        passes: Where they take turns: passes over the images in an epoch, at most one per active width; 0 for that.
     """
 
     distill: float = 0.0
     label_smoothing: float = 0.0
-    widths_per_step: int = 0
+    widths_per_step: int = 1
+    passes: int = 2
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -44,10 +51,14 @@ class Standard:
             raise InputError(f"expected distill between 0 and 1, got {self.distill}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InputError(f"expected label_smoothing from 0 to below 1, got {self.label_smoothing}")
-        if self.widths_per_step < 0 or self.widths_per_step == 1:
+        if self.widths_per_step < 0:
+            raise InputError(f"expected 0 or more widths per step, got {self.widths_per_step}; 0 takes all")
+        if self.passes < 0:
+            raise InputError(f"expected 0 or more passes, got {self.passes}; 0 takes one per active width")
+        if self.widths_per_step == 1 and self.distill:
             raise InputError(
-                f"expected 2 or more widths per step (the highest, the lowest, others), got {self.widths_per_step}; "
-                "0 takes all"
+                f"expected no distillation where widths take turns, got distill {self.distill}: the teacher must be in "
+                "the step; choose 0 or 2 and more widths per step"
             )
 
 
@@ -57,6 +68,12 @@ class StandardObjective(AbstractObjective):
     def __init__(self, net: MultiBitNet, choices: Standard) -> None:
         super().__init__(net)
         self.choices = choices
+
+    def passes(self, active: tuple[int, ...]) -> int:
+        """Return one pass per width where they take turns."""
+        if self.choices.widths_per_step != 1:
+            return 1
+        return min(self.choices.passes or len(active), len(active))
 
     def forward(
         self,
@@ -86,7 +103,9 @@ class StandardObjective(AbstractObjective):
 
 
 def drawn(active: tuple[int, ...], count: int, key: Key) -> tuple[int, ...]:
-    """Return the highest and the lowest width and random ones between, `count` in all, from high to low."""
+    """Return the widths in a step: all, or the one whose turn it is, or the ends and random ones between."""
+    if count == 1:
+        return (active[key[2] % len(active)],)
     if count == 0 or count >= len(active):
         return active
     order = torch.randperm(len(active) - 2, generator=generator("widths", *key[:3]))  # the same in every process

@@ -96,8 +96,8 @@ def test_a_run_of_an_earlier_version_resumes_if_the_newer_choices_are_the_defaul
         ({"defense": "magic"}, "'magic'"),
         ({"epochs": 1}, "at least 2 epochs"),
         ({"defense": "pbat"}, "one width"),
-        ({"defense": "dwq", "standard": replace(CONFIG.standard, distill=0.5)}, "distill 0"),
-        ({"defense": "dwq", "standard": replace(CONFIG.standard, widths_per_step=3)}, "widths_per_step 0"),
+        ({"defense": "dwq", "standard": replace(CONFIG.standard, distill=0.5, widths_per_step=0)}, "no distill"),
+        ({"defense": "dwq", "standard": replace(CONFIG.standard, widths_per_step=3)}, "no widths_per_step"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(changes: dict, message: str) -> None:

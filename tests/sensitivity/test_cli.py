@@ -28,8 +28,11 @@ def test_a_run_is_measured_and_the_result_kept(here: Path, capsys: pytest.Captur
     assert json.loads(kept)["widths"] == body["widths"]
     assert main(["report", "run", "--out", "page.html"]) == 0
     page = (here / "page.html").read_text()
-    for words in ("Which units cost accuracy", "codes written", "float weights", body["widths"][0]["worst_first"][0]):
+    worst = body["widths"][0]["worst_first"][0]
+    for words in ("Which units cost accuracy", "codes written", worst):
         assert words in page
+    weighted = next(layer for layer in body["widths"][0]["layers"] if layer["name"] == worst)["weights"] is not None
+    assert (f"{worst}: float weights" in page) == weighted
     (here / KEPT).write_text("{}")
     assert main(["report", "run", "--out", "page.html"]) == 2
     assert "run edgeq sensitivity again" in capsys.readouterr().err
