@@ -61,7 +61,7 @@ class Tour:
     """
 
     bits: tuple[int, ...] = (32, 8, 5, 4, 3, 2)
-    epochs: int = 10
+    epochs: int = 8
     train: int = 6000
     test: int = 2000
     batch_size: int = 64
