@@ -31,7 +31,7 @@ from edgeq.defenses import DEFENSES, Setting
 from edgeq.defenses.base import Key
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
-from edgeq.optimizer import learning_rate, make_optimizer
+from edgeq.optimizer import learning_rate, make_optimizer, update
 from edgeq.quant.bits import FLOAT_BITS
 from edgeq.quant.network import MultiBitNet
 from edgeq.state import Position, clear_state, load_state, save_state
@@ -217,7 +217,7 @@ class _Trainer:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if math.isfinite(values["loss"]):
             self.fabric.backward(losses["loss"])
-            optimizer.step()
+            update(optimizer)
         return values
 
     def _key(self, epoch: int, batch: int) -> Key:

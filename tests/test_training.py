@@ -23,7 +23,7 @@ from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.files import load_tensors, save_tensors
 from edgeq.models import build
-from edgeq.optimizer import learning_rate, make_optimizer
+from edgeq.optimizer import learning_rate, make_optimizer, update
 from edgeq.quant.bits import at_bits
 from edgeq.quant.convert import multibit
 from edgeq.quant.network import QuantConfig
@@ -454,6 +454,21 @@ def test_learning_rates() -> None:
     assert learning_rate("cosine", 0.05, warmup=0.1) == pytest.approx(0.5)
     assert learning_rate("cosine", 1.0, warmup=0.1) == pytest.approx(0.0)
     assert [learning_rate("step", d, warmup=0.1) for d in (0.0, 0.5, 0.75)] == [1.0, 0.1, 0.01]
+
+
+def test_a_learned_step_changes_by_a_fifth_at_most() -> None:
+    net = multibit(build("resnet8", classes=10), bits=(8,))
+    unit = net.weighted()["conv"]
+    optimizer = make_optimizer(net, lr=0.1, weight_decay=0.0)
+    step, old = unit.weight_steps["8"], unit.weight_steps["8"].detach().clone()
+    step.grad = torch.full_like(step, -1e6)
+    step.grad[0] = 1e6
+    unit.weight.grad = torch.ones_like(unit.weight)
+    weight = unit.weight.detach().clone()
+    update(optimizer)
+    torch.testing.assert_close(step[1:], 1.2 * old[1:])
+    torch.testing.assert_close(step[0], 0.8 * old[0])
+    torch.testing.assert_close(unit.weight, weight - 0.1 * 1.9)  # Nesterov's first move; weights are free
 
 
 def test_every_parameter_is_in_the_optimizer_once() -> None:
