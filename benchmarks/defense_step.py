@@ -39,7 +39,7 @@ from edgeq.defenses import (
 )
 from edgeq.files import write_json
 from edgeq.models import build
-from edgeq.optimizer import make_optimizer
+from edgeq.optimizer import make_optimizer, update
 from edgeq.perceptual import Alignment
 from edgeq.quant.convert import multibit
 from edgeq.quant.network import MultiBitNet
@@ -81,7 +81,7 @@ class Step:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.objective(self.images, self.labels, BITS, (0, 0, self.taken, 0))["loss"]
         loss.backward()
-        self.optimizer.step()
+        update(self.optimizer)
         self.taken += 1
         if self.device == "cuda":
             torch.cuda.synchronize()

@@ -9,11 +9,12 @@ width, on all jointly and on a tuned copy, at the seen size and two unseen ones.
 --work; finished runs are not trained again, half-finished ones go on, finished cells of an attack are kept, and what
 --out holds already counts as finished.
 
-Arms: `standard`, `patch-at` (the control: the same patches without penalties), each penalty alone (`fdp`, `gpdp`), both
-without the curriculum (`no-bact`), all of it (`triqdef`), with shared BatchNorm (`triqdef-shared-bn`), with penalties
-above the similarity of different images only (`triqdef-excess`), and the strongest recipes: patches made per image in
-the step without and with the penalties (`online-at`, `combined`); `pbat` (a network per width), `dwq` (random-precision
-adversarial training), and `random-width`, which is `dwq` asked at a width drawn for each image.
+Arms: `standard` (all widths in each step, as the others have them), `patch-at` (the control: the same patches without
+penalties), each penalty alone (`fdp`, `gpdp`), both without the curriculum (`no-bact`), all of it (`triqdef`), with
+shared BatchNorm (`triqdef-shared-bn`), with penalties above the similarity of different images only (`triqdef-
+excess`), and the strongest recipes: patches made per image in the step without and with the penalties (`online-at`,
+`combined`); `pbat` (a network per width), `dwq` (random-precision adversarial training), and `random-width`, which is
+`dwq` asked at a width drawn for each image.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from edgeq import runs
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, load
-from edgeq.defenses import Patches, RandomWidth, TriQDef
+from edgeq.defenses import Patches, RandomWidth, Standard, TriQDef
 from edgeq.files import read_json, write_json
 from edgeq.perceptual import Alignment
 from edgeq.quant.network import QuantConfig
@@ -60,7 +61,7 @@ def arms(config: TrainConfig) -> dict[str, TrainConfig]:
     full = replace(config, defense="triqdef")
     shared = replace(config.quant, batchnorm="shared")
     found = {
-        "standard": replace(config, defense="standard"),
+        "standard": replace(config, defense="standard", standard=Standard(widths_per_step=0)),
         "patch-at": replace(config, defense="patch-at"),
         "triqdef": full,
         "online-at": replace(config, defense="patch-at", patches=ONLINE),

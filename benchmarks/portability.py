@@ -31,7 +31,7 @@ from edgeq.export.compare import compare_with
 from edgeq.export.dialects import dialect
 from edgeq.export.engines import OPENVINO_EXACT, Engine, View, engine_makers, openvino_makers
 from edgeq.export.graph import INPUT
-from edgeq.export.verify import ordered, test_images
+from edgeq.export.verify import ordered, trial_images
 from edgeq.files import read_json, write_json
 from edgeq.quant.convert import multibit
 
@@ -129,7 +129,7 @@ def main() -> None:
         found = graphs(name, dataset.train.images) if missing else {}
         for bits in missing:
             start = time.monotonic()
-            kinds = test_images(found[bits], dataset.test.images[:SIGNS].numpy(), quick=True)
+            kinds = trial_images(found[bits], dataset.test.images[:SIGNS].numpy(), quick=True)
             images = np.concatenate([kinds["extreme"], kinds["given"], kinds["random"][:RANDOM]])
             table.setdefault(name, {})[str(bits)] = measure(found[bits], images)
             wrong = {k: v for k, v in table[name][str(bits)]["engines"].items() if v["mismatches"] or v["error"]}

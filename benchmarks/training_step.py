@@ -22,7 +22,7 @@ from edgeq import runs
 from edgeq.defenses import Standard, StandardObjective
 from edgeq.files import write_json
 from edgeq.models import build
-from edgeq.optimizer import make_optimizer
+from edgeq.optimizer import make_optimizer, update
 from edgeq.quant.convert import multibit
 
 BITS = (32, 8, 5, 4, 2)
@@ -42,7 +42,7 @@ def shared_step(precision: str) -> Callable[[], None]:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = objective(images, labels, BITS)["loss"]
         loss.backward()
-        optimizer.step()
+        update(optimizer)
 
     return step
 

@@ -80,7 +80,7 @@ def certify(
     quick: bool = False,
 ) -> Certificate:
     """Return the certificate of a model for a graph; `quick` runs fewer images and leaves out the slow engine."""
-    kinds = test_images(graph, inputs, quick=quick)
+    kinds = trial_images(graph, inputs, quick=quick)
     images = np.concatenate(list(kinds.values()))
     runs = compare(graph, model, images, engines=engines, slow_images=SLOW[quick], target=target)
     return Certificate(
@@ -171,7 +171,7 @@ def needs_vnni(graph: IntegerGraph) -> tuple[str, ...]:
     return tuple(found)
 
 
-def test_images(graph: IntegerGraph, given: Images | None, *, quick: bool) -> dict[str, np.ndarray]:
+def trial_images(graph: IntegerGraph, given: Images | None, *, quick: bool) -> dict[str, np.ndarray]:
     """Return the images by kind: random (white and smooth), extreme, and the given ones."""
     shape = graph.input_shape
     rng = np.random.default_rng(0)

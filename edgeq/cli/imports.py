@@ -20,11 +20,11 @@ def imported_file(command: "Export", talk: Talk) -> Document:
         from edgeq.cli.artefacts import model_sha256
         from edgeq.export import load, save
         from edgeq.export.importers import agreement, onnx_original
-        from edgeq.export.verify import test_images
+        from edgeq.export.verify import trial_images
         from edgeq.files import sha256
     imported, data = _imported(command)
     if data is None:
-        kind, images = "random", test_images(imported.graph, None, quick=False)["random"]
+        kind, images = "random", trial_images(imported.graph, None, quick=False)["random"]
     else:
         from edgeq.data import batches
 

@@ -215,4 +215,5 @@ def test_a_network_of_one_width_starts_with_ranges_that_do_not_explode(bits: int
     for name in net.grids:
         share_of_zeros = float((values[name].codes == 0).float().mean())
         assert share_of_zeros < 0.8, name
-        assert float(net.grids[name].steps[str(bits)].detach()) * net.grids[name].range(bits)[1] < 20, name  # type: ignore[operator, index]
+        grid = net.grid(name)
+        assert float(grid.steps[str(bits)].detach()) * grid.range(bits)[1] < 20, name
