@@ -14,6 +14,10 @@ A value that moved to a wider bin is known to 1/16 of its old bin only; the larg
 imported when the first observer is made, since that takes longer than all the rest of `edgeq.calib`.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -29,6 +33,17 @@ PIECE = 2**24  # float32 counts every integer up to here
 TINY = 1e-30  # below this, the bin arithmetic of histc overflows float32; such an edge is dead
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's word to torchao on a deprecated registration from the user, who can do nothing about it."""
+    logger, mute = logging.getLogger("torch.utils._pytree"), logging.Filter("torchao")
+    logger.addFilter(mute)
+    try:
+        yield
+    finally:
+        logger.removeFilter(mute)
+
+
 class Observer:
     """Collects the histogram of one edge over batches.
 
@@ -39,7 +54,8 @@ class Observer:
     """
 
     def __init__(self, edge: str, *, device: str | torch.device = "cpu", bins: int = BINS) -> None:
-        from torchao.quantization.pt2e.observer import HistogramObserver
+        with _quiet():
+            from torchao.quantization.pt2e.observer import HistogramObserver
 
         # histc has no deterministic form on a GPU, and refuses where determinism was asked for
         self.device = torch.device("cpu" if torch.are_deterministic_algorithms_enabled() else device)

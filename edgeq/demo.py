@@ -15,10 +15,9 @@ held-out images when it enters.
 """
 
 import copy
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from edgeq.bench.timing import Plan
 from edgeq.cli.artefacts import keep, origin
 from edgeq.cli.measure import integer_row, record_accuracies
 from edgeq.cli.talk import Talk
+from edgeq.config import plain
 from edgeq.data import Dataset, batches, holdout, load
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
@@ -195,7 +195,7 @@ def _check(out: Path, config: TrainConfig) -> None:
             f"expected a new or empty folder, or a demo, got {out} with something else; choose another --out"
         )
     before = runs.read_info(out / RUN).training
-    now = json.loads(json.dumps(asdict(config)))
+    now = plain(config)
     changed = sorted(name for name, value in now.items() if name != "device" and before.get(name) != value)
     if changed:
         name = changed[0]

@@ -6,9 +6,13 @@ layer's bias). With x = s_in * q_x and r = s_out * code,
     code = round(M * (q_w . q_x) + shift / s_out),   M = s_in * s_w * |gain| / s_out,   q_w = round(w sign(gain) / s_w)
 
 M becomes the short multiplier M' = m 2^-n. So that nothing but rounding changes, the weights are then rounded with the
-step that M' implies, s_w' = s_w * M' / M, and the bias becomes round(shift / (s_out * M')). All of it runs in float64,
-so a CPU and a GPU arrive at the same integers, and with straight-through gradients, so this *is* the forward pass of
-evaluation, of attacks, and of the last training stage. `edgeq.export.lower` calls this same function.
+step that M' implies, s_w' = s_w * M' / M, and the bias becomes round(shift / (s_out * M')). Engines that add biases in
+float hold b * M' in 24 bits: where m * |b| passes 2^24 (a channel whose offset alone is wider than the output's range),
+b is rounded to a multiple of the power of two that lets it fit.
+
+All of it runs in float64, so a CPU and a GPU arrive at the same integers, and with straight-through gradients, so this
+*is* the forward pass of evaluation, of attacks, and of the last training stage. `edgeq.export.lower` calls this same
+function.
 """
 
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from edgeq.quant.exact import FLOAT32_EXACT
 from edgeq.quant.quantizer import quantize, round_ste, snap
 
 BIAS_LIMIT = 2**30  # keeps bias + products inside int32
@@ -106,5 +111,12 @@ def fold(weight: Float[Tensor, "out inputs *kernel"], onto: Implied, *, weight_r
     axes = (-1,) + (1,) * (weight.dim() - 1)
     lo, hi = weight_range
     codes = torch.where(onto.alive.reshape(axes), weight.double() / onto.step.reshape(axes), 0.0)
-    bias = round_ste((onto.affine.shift / (onto.out_step * onto.multiplier)).clamp(-BIAS_LIMIT, BIAS_LIMIT))
-    return Folded(quantize(codes, lo, hi), bias, onto.multiplier, onto.shift)
+    bias = (onto.affine.shift / (onto.out_step * onto.multiplier)).clamp(-BIAS_LIMIT, BIAS_LIMIT)
+    grain = _grain(bias.detach(), onto.multiplier.detach() * 2.0**onto.shift)
+    return Folded(quantize(codes, lo, hi), round_ste(bias / grain) * grain, onto.multiplier, onto.shift)
+
+
+def _grain(bias: Float[Tensor, " out"], m: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+    """Return the power of two that biases are multiples of, so that 24 bits hold m times a bias: 1 for nearly all."""
+    room = FLOAT32_EXACT - m / 2  # rounding adds half a multiplier at most
+    return torch.exp2(torch.log2((bias.abs() * m / room).clamp_min(1.0)).ceil())
