@@ -1,13 +1,14 @@
 """The NumPy interpreter of `IntegerGraph`: *the* definition of what every other executor must reproduce.
 
-Sums of products run as float64 matrix products. Every partial sum is an integer below 2^53 (asserted from the
-operands), so they are exact in any order; all else is int32/int64 arithmetic.
+Sums of products run as matrix products in float32 where every partial sum is an integer of at most 2^24, and in float64
+where it is one below 2^53 (asserted from the operands), so they are exact in any order; all else is int32/int64
+arithmetic.
 """
 
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
 from .graph import (
     INPUT,
@@ -27,7 +28,7 @@ from .graph import (
     Rescale,
     Table,
 )
-from .multiplier import half_even_shift, requantize
+from .multiplier import FLOAT32_EXACT, half_even_shift, requantize
 
 Codes = Int32[np.ndarray, "batch *dims"]
 Padding = tuple[int, int, int, int]
@@ -98,21 +99,27 @@ def _per_channel(node: AvgPool, channels: int):
 
 def _conv_acc(node: Conv, x: np.ndarray) -> np.ndarray:
     out, per_group, kh, kw = node.weight.shape
+    kernels = node.weight.reshape(node.groups, out // node.groups, per_group * kh * kw).transpose(0, 2, 1)
+    x = x.astype(_holding_sums(x, kernels))  # before the windows multiply it
     view = _windows(x, (kh, kw), node.stride, node.dilation, node.padding)  # n c h w kh kw
     n, channels, h, w = view.shape[:4]
     grouped = view.reshape(n, node.groups, channels // node.groups, h, w, kh, kw)
     columns = grouped.transpose(1, 0, 3, 4, 2, 5, 6).reshape(node.groups, n * h * w, per_group * kh * kw)
-    kernels = node.weight.reshape(node.groups, out // node.groups, per_group * kh * kw).transpose(0, 2, 1)
-    acc = _exact_matmul(columns, kernels)  # groups, n*h*w, out/groups
+    acc = (columns @ kernels.astype(x.dtype)).astype(np.int64)  # groups, n*h*w, out/groups
     acc = acc.reshape(node.groups, n, h, w, out // node.groups).transpose(1, 0, 4, 2, 3).reshape(n, out, h, w)
     return acc + node.bias[None, :, None, None]
 
 
 def _exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    limit = int(np.abs(a).max(initial=0)) * int(np.abs(b.astype(np.int32)).max(initial=0)) * a.shape[-1]
+    dtype = _holding_sums(a, b)
+    return (a.astype(dtype) @ b.astype(dtype)).astype(np.int64)
+
+
+def _holding_sums(a: np.ndarray, b: np.ndarray) -> type[np.floating]:
+    """Return the smaller float whose mantissa holds every sum of products in a @ b, in any order of summation."""
+    limit = int(np.abs(a).max(initial=0)) * int(np.abs(b.astype(np.int64)).sum(axis=-2).max(initial=0))
     assert limit < 1 << 53, limit
-    product: Float64[np.ndarray, "..."] = a.astype(np.float64) @ b.astype(np.float64)
-    return product.astype(np.int64)
+    return np.float32 if limit <= FLOAT32_EXACT else np.float64
 
 
 def _windows(
