@@ -81,7 +81,7 @@ class Step:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.objective(self.images, self.labels, BITS, (0, 0, self.taken, 0))["loss"]
         loss.backward()
-        update(self.optimizer)
+        update(self.objective.net, self.optimizer)
         self.taken += 1
         if self.device == "cuda":
             torch.cuda.synchronize()

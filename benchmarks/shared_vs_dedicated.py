@@ -5,9 +5,9 @@
 
 Plans: `cifar` trains the default variant (learned scales, BatchNorm per width) once, shared and dedicated, and takes
 the dedicated float network through post-training quantization with each method. `signs` does the same for every variant
-with three seeds. With one seed, both train the default also with all widths in each step instead of turns, and with
-three; `signs` moreover with as many passes over the images in an epoch as there are widths, with distillation, without
-the deployed stage, and without the curriculum.
+with three seeds, and trains the default with one seed in other ways: all widths in each step instead of turns, three,
+as many passes over the images in an epoch as there are widths, with distillation, without the deployed stage, without
+the curriculum.
 Same epochs, schedule and data for all. Everything is a run folder under --work; finished ones are not trained again,
 half-finished ones go on, and what --out holds already counts as finished (another machine may have made it).
 """
@@ -60,27 +60,26 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
                     continue  # the same float network
                 quant = QuantConfig(bits=(bits,), scales=scales)
                 found.append(Job(f"{plan}-dedicated{bits}-{scales}-{seed}", replace(config, quant=quant, seed=seed)))
-        if seed == 0:
+        if seed == 0 and plan == "signs":
             plain = replace(config, quant=QuantConfig(bits=BITS), seed=seed)
-            found += [Job(f"{plan}-shared-{name}-{seed}", arm) for name, arm in ablations(plan, plain).items()]
+            found += [Job(f"{plan}-shared-{name}-{seed}", arm) for name, arm in ablations(plain).items()]
     return found
 
 
-def ablations(plan: str, plain: TrainConfig) -> dict[str, TrainConfig]:
+def ablations(plain: TrainConfig) -> dict[str, TrainConfig]:
     """Return what else the default variant is trained with."""
 
     def standard(**choices: float) -> TrainConfig:
         return replace(plain, standard=replace(plain.standard, **choices))
 
-    found = {"all-at-once": standard(widths_per_step=0), "three-widths": standard(widths_per_step=3)}
-    if plan == "signs":
-        found |= {
-            "as-many-passes-as-widths": standard(passes=0),
-            "distillation": standard(widths_per_step=0, distill=0.5),
-            "no-deployed-stage": replace(plain, deployed=0.0),
-            "no-curriculum": replace(plain, curriculum=Curriculum(enabled=False)),
-        }
-    return found
+    return {
+        "all-at-once": standard(widths_per_step=0),
+        "three-widths": standard(widths_per_step=3),
+        "as-many-passes-as-widths": standard(passes=0),
+        "distillation": standard(widths_per_step=0, distill=0.5),
+        "no-deployed-stage": replace(plain, deployed=0.0),
+        "no-curriculum": replace(plain, curriculum=Curriculum(enabled=False)),
+    }
 
 
 def run_job(job: Job, work: Path, data: Dataset) -> dict[str, float]:

@@ -42,7 +42,7 @@ def shared_step(precision: str) -> Callable[[], None]:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = objective(images, labels, BITS)["loss"]
         loss.backward()
-        update(optimizer)
+        update(net, optimizer)
 
     return step
 

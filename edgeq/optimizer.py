@@ -8,7 +8,6 @@ from edgeq.errors import InputError
 from edgeq.quant.network import MultiBitNet
 
 STEP_FACTOR = 0.1  # learned steps move slower than weights: their gradients change sign with every rounding
-LARGEST_CHANGE = 0.2  # of a learned step in one update: one that jumps far up turns all its codes into zeros for good
 
 
 def make_optimizer(net: MultiBitNet, *, lr: float, weight_decay: float) -> torch.optim.SGD:
@@ -27,21 +26,16 @@ def make_optimizer(net: MultiBitNet, *, lr: float, weight_decay: float) -> torch
     groups = [
         {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
         {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
-        {"params": steps, "weight_decay": 0.0, "lr_factor": STEP_FACTOR, "bounded": True},
+        {"params": steps, "weight_decay": 0.0, "lr_factor": STEP_FACTOR},
     ]
     return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
 
 
-def update(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer step, and learned steps change by a fifth at most."""
-    groups = [group["params"] for group in optimizer.param_groups if group.get("bounded")]
-    moving = [p for group in groups for p in group if p.grad is not None]
-    before = [p.detach().clone() for p in moving]
+def update(net: MultiBitNet, optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer step, and keep learned weight steps where all their codes can be used."""
     optimizer.step()
-    with torch.no_grad():
-        for parameter, old in zip(moving, before, strict=True):
-            room = LARGEST_CHANGE * old.abs()
-            parameter.clamp_(old - room, old + room)
+    for unit in net.weighted().values():
+        unit.bound_weight_steps()
 
 
 def learning_rate(schedule: str, done: float, *, warmup: float) -> float:

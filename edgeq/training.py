@@ -217,7 +217,7 @@ class _Trainer:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         if math.isfinite(values["loss"]):
             self.fabric.backward(losses["loss"])
-            update(optimizer)
+            update(self.net, optimizer)
         return values
 
     def _key(self, epoch: int, batch: int) -> Key:

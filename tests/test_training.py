@@ -465,19 +465,20 @@ def test_learning_rates() -> None:
     assert [learning_rate("step", d, warmup=0.1) for d in (0.0, 0.5, 0.75)] == [1.0, 0.1, 0.01]
 
 
-def test_a_learned_step_changes_by_a_fifth_at_most() -> None:
-    net = multibit(build("resnet8", classes=10), bits=(8,))
-    unit = net.weighted()["conv"]
+def test_a_learned_weight_step_leaves_no_code_idle() -> None:
+    net = multibit(build("resnet8", classes=10), bits=(8, 2))
     optimizer = make_optimizer(net, lr=0.1, weight_decay=0.0)
-    step, old = unit.weight_steps["8"], unit.weight_steps["8"].detach().clone()
-    step.grad = torch.full_like(step, -1e6)
-    step.grad[0] = 1e6
+    unit = net.weighted()["conv"]
+    step, other = unit.weight_steps["8"], unit.weight_steps["2"].detach().clone()
+    old, weight = step.detach().clone(), unit.weight.detach().clone()
+    step.grad = torch.full_like(step, -1e6)  # far up
+    step.grad[0] = 1e-6
     unit.weight.grad = torch.ones_like(unit.weight)
-    weight = unit.weight.detach().clone()
-    update(optimizer)
-    torch.testing.assert_close(step[1:], 1.2 * old[1:])
-    torch.testing.assert_close(step[0], 0.8 * old[0])
+    update(net, optimizer)
     torch.testing.assert_close(unit.weight, weight - 0.1 * 1.9)  # Nesterov's first move; weights are free
+    torch.testing.assert_close(step[1:], unit.weight.detach().flatten(1).abs().amax(1)[1:] / 127)
+    torch.testing.assert_close(step[0], old[0])
+    assert torch.equal(unit.weight_steps["2"], other)  # not in the step, not moved
 
 
 def test_every_parameter_is_in_the_optimizer_once() -> None:

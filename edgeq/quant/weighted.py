@@ -70,6 +70,21 @@ class WeightedUnit(AbstractUnit):
         rows = self.weight.detach().flatten(1) if step.numel() > 1 else self.weight.detach().flatten()[None]
         return (rows.abs().amax(1) / hi).clamp_min(SCALE_FLOOR)
 
+    @torch.no_grad()
+    def bound_weight_steps(self) -> None:
+        """Bring learned steps down to max|w| / hi after an update.
+
+        Above it codes lie idle. Weights decay and steps do not, so at 8 bits, where a step's gradient is small, they
+        drift there; and a step that jumps far above turns all codes into zeros, and no gradient brings it back.
+        """
+        if not self.learned:
+            return
+        top = self.weight.flatten(1).abs().amax(1)
+        for key, step in self.weight_steps.items():
+            if step.grad is not None:
+                most = (top if len(step) == len(top) else top.amax(0, keepdim=True)) / self.weight_range(int(key))[1]
+                step.clamp_(-most, most)
+
     def weight_at(self, bits: int) -> Tensor:
         """Return the weights before they are rounded at a width: the shared ones, plus what learned rounding adds."""
         return plus(self.weight, self.corrections.get(WEIGHT, bits))
