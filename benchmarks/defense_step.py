@@ -50,7 +50,7 @@ POOL = Patches()
 MEAN = TriQDef(alignment=Alignment(channels="mean"))
 
 CONTENDERS: dict[str, Callable[[MultiBitNet], AbstractObjective]] = {
-    "standard": lambda net: StandardObjective(net, Standard(widths_per_step=0)),
+    "standard": lambda net: StandardObjective(net, Standard()),
     "patch-at": lambda net: PatchATObjective(net, POOL),
     "patch-at, online": lambda net: PatchATObjective(net, Patches(online=1.0)),
     "triqdef, FDP alone": lambda net: TriQDefObjective(net, POOL, TriQDef(lambda_gpdp=0.0)),

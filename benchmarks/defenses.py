@@ -28,7 +28,7 @@ import torch
 from edgeq import runs
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, load
-from edgeq.defenses import Patches, RandomWidth, Standard, TriQDef
+from edgeq.defenses import Patches, RandomWidth, TriQDef, Turns
 from edgeq.files import read_json, write_json
 from edgeq.perceptual import Alignment
 from edgeq.quant.network import QuantConfig
@@ -61,7 +61,7 @@ def arms(config: TrainConfig) -> dict[str, TrainConfig]:
     full = replace(config, defense="triqdef")
     shared = replace(config.quant, batchnorm="shared")
     found = {
-        "standard": replace(config, defense="standard", standard=Standard(widths_per_step=0)),
+        "standard": replace(config, defense="standard", turns=Turns()),
         "patch-at": replace(config, defense="patch-at"),
         "triqdef": full,
         "online-at": replace(config, defense="patch-at", patches=ONLINE),

@@ -23,6 +23,7 @@ import torch
 from edgeq import calib, runs
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, holdout, load
+from edgeq.defenses import Standard, Turns
 from edgeq.evaluate import accuracies
 from edgeq.files import read_json, write_json
 from edgeq.quant.network import MultiBitNet, QuantConfig
@@ -69,14 +70,11 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
 def ablations(plain: TrainConfig) -> dict[str, TrainConfig]:
     """Return what else the default variant is trained with."""
 
-    def standard(**choices: float) -> TrainConfig:
-        return replace(plain, standard=replace(plain.standard, **choices))
-
     return {
-        "all-at-once": standard(widths_per_step=0),
-        "three-widths": standard(widths_per_step=3),
-        "as-many-passes-as-widths": standard(passes=0),
-        "distillation": standard(widths_per_step=0, distill=0.5),
+        "all-at-once": replace(plain, turns=Turns()),
+        "three-widths": replace(plain, turns=Turns(3)),
+        "as-many-passes-as-widths": replace(plain, turns=Turns(1, passes=0)),
+        "distillation": replace(plain, turns=Turns(), standard=Standard(distill=0.5)),
         "no-deployed-stage": replace(plain, deployed=0.0),
         "no-curriculum": replace(plain, curriculum=Curriculum(enabled=False)),
     }

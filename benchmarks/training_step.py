@@ -32,7 +32,7 @@ BATCH = 128
 def shared_step(precision: str) -> Callable[[], None]:
     """Return one step of edgeq's shared backbone at all widths."""
     net = multibit(build("resnet20", classes=10), bits=BITS).to(memory_format=torch.channels_last).train()
-    objective = StandardObjective(net, Standard(widths_per_step=0))
+    objective = StandardObjective(net, Standard())
     optimizer = make_optimizer(net, lr=0.01, weight_decay=1e-4)
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (BATCH,))

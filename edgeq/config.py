@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from edgeq.curriculum import Curriculum
-from edgeq.defenses import DEFENSES, DWQ, Patches, Standard, TriQDef
+from edgeq.defenses import DEFENSES, DWQ, Patches, Standard, TriQDef, Turns
 from edgeq.errors import InputError
 from edgeq.quant.network import QuantConfig
 
@@ -27,6 +27,7 @@ class TrainConfig:
         weight_decay: Of the weights; steps and BatchNorm have none.
         deployed: Fraction of the epochs, at the end, that train in the deployed arithmetic; 0 turns it off.
         curriculum: When the widths enter.
+        turns: Which widths a step has; standard's default is one, in turns, patch-at's and triqdef's all of them.
         standard: Choices of the standard objective; its label smoothing holds for every defence.
         patches: The patches of patch-at, triqdef and pbat.
         triqdef: Choices of triqdef's penalties.
@@ -51,6 +52,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     deployed: float = 0.1
     curriculum: Curriculum = field(default_factory=Curriculum)
+    turns: Turns | None = None
     standard: Standard = field(default_factory=Standard)
     patches: Patches = field(default_factory=Patches)
     triqdef: TriQDef = field(default_factory=TriQDef)
@@ -67,11 +69,7 @@ class TrainConfig:
         """Check what can be checked without data."""
         if self.defense not in DEFENSES:
             raise InputError(f"expected a defence out of {', '.join(DEFENSES)}, got {self.defense!r}")
-        for name in ("distill", "widths_per_step", "passes") if self.defense != "standard" else ():
-            if getattr(self.standard, name) != getattr(Standard(), name):
-                raise InputError(
-                    f"expected no {name} with defense {self.defense}, got {getattr(self.standard, name)}; leave it out"
-                )
+        self._check_step()
         if self.epochs < 1 or self.batch_size < 2:
             raise InputError(f"expected at least 1 epoch and batches of 2, got {self.epochs} and {self.batch_size}")
         if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
@@ -90,6 +88,27 @@ class TrainConfig:
             raise InputError(
                 f"expected one width with defense pbat, got {list(self.quant.bits)}; train one run per width, "
                 "for example --bits 4"
+            )
+
+    def _check_step(self) -> None:
+        """Check that the defence can use the widths that a step has."""
+        widths = None if self.turns is None else self.turns.widths
+        if self.standard.distill and self.defense != "standard":
+            raise InputError(
+                f"expected no distill with defense {self.defense}, got {self.standard.distill}; leave it out"
+            )
+        if self.standard.distill and widths in (None, 1):
+            raise InputError(
+                f"expected no distillation where widths take turns, got distill {self.standard.distill}: the teacher "
+                "must be in the step; choose 0 or 2 and more widths per step"
+            )
+        if widths is not None and self.defense in ("dwq", "pbat"):
+            raise InputError(
+                f"expected no widths per step with defense {self.defense}, got {widths}: it trains one; leave it out"
+            )
+        if widths == 1 and self.defense == "triqdef":
+            raise InputError(
+                "expected 0 or 2 and more widths per step with defense triqdef, which compares them, got 1"
             )
 
 

@@ -165,14 +165,14 @@ class _Trainer:
                 calib.init_width(self.net, bits, launch.decoded(self.calibration))
                 if self.average is not None:
                     self.average.adopt(self.net, bits)
-        if epoch == self.frozen_from and start == 0 and self.objective.passes(active) > 1:
+        if epoch == self.frozen_from and start == 0 and not self.objective.turns.all_at_once(active):
             self._refresh(active)
         self.objective.prepare(self._setting(epoch))
         self.net.train()
         self.net.width.deployed = epoch >= self.frozen_from
         saved = time.monotonic()
         losses: dict[str, float] = {}
-        count = len(self.batches) * self.objective.passes(active)
+        count = len(self.batches) * self.objective.turns.rounds(active)
         for batch, (images, labels) in enumerate(self._batches(epoch, start, count), start=start):
             self._set_rate(epoch + batch / count)
             self._seed(epoch, batch)

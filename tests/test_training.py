@@ -18,8 +18,7 @@ from edgeq import runs
 from edgeq.average import Average
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, Split, load
-from edgeq.defenses import DEFENSES, Standard, StandardObjective
-from edgeq.defenses.standard import drawn
+from edgeq.defenses import DEFENSES, Standard, StandardObjective, Turns
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.files import load_tensors, save_tensors
@@ -42,7 +41,7 @@ TINY = TrainConfig(
 )
 
 NAMES = (  # what the repr of a TrainConfig is written with
-    "from edgeq.curriculum import Curriculum\nfrom edgeq.defenses import DWQ, Patches, Standard, TriQDef\n"
+    "from edgeq.curriculum import Curriculum\nfrom edgeq.defenses import DWQ, Patches, Standard, TriQDef, Turns\n"
     "from edgeq.perceptual import Alignment\nfrom edgeq.quant.network import QuantConfig\n"
     "from edgeq.training import TrainConfig\n"
 )
@@ -157,7 +156,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, widths: int) -> No
         deployed=0.0,
         quant=QuantConfig(bits=(32, 4)),
         curriculum=Curriculum(enabled=False),
-        standard=Standard(widths_per_step=widths),
+        turns=Turns(widths),
     )
     (tmp_path / "go.py").write_text(
         "import json, sys, os, torch\n"
@@ -345,21 +344,10 @@ def test_the_objective_is_the_mean_over_the_active_widths() -> None:
     net = multibit(build("resnet8", classes=10), bits=(32, 8))
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(8)
-    objective = StandardObjective(net.train(), Standard(widths_per_step=0))
+    objective = StandardObjective(net.train(), Standard())
     losses = objective(images, labels, (32, 8))
     torch.testing.assert_close(losses["loss"].detach(), (losses["ce_32"] + losses["ce_8"]) / 2)
     assert set(losses) == {"loss", "ce_32", "ce_8"}
-
-
-def test_a_step_of_some_widths_has_the_highest_and_the_lowest() -> None:
-    active = (32, 8, 5, 4, 3, 2)
-    steps = [drawn(active, 4, (0, 0, batch, 0)) for batch in range(40)]
-    assert all(step[0] == 32 and step[-1] == 2 and len(set(step)) == 4 for step in steps)
-    assert all(list(step) == sorted(step, reverse=True) for step in steps)
-    assert {b for step in steps for b in step} == set(active)
-    assert drawn(active, 4, (0, 1, 2, 0)) == drawn(active, 4, (0, 1, 2, 3))  # whatever the process
-    assert drawn((32, 8), 4, (0, 0, 0, 0)) == (32, 8) and drawn((8,), 2, (0, 0, 0, 0)) == (8,)
-    assert drawn(active, 0, (0, 0, 0, 0)) == active and drawn(active, 2, (0, 0, 0, 0)) == (32, 2)
 
 
 @pytest.mark.parametrize(("passes", "rounds"), [(2, 2), (0, 3), (7, 3)])
@@ -372,7 +360,7 @@ def test_widths_that_take_turns_take_as_many_steps_each(
     def watch(progress: Progress) -> None:
         seen.extend(name for name in progress.losses if progress.batch and name != "loss")
 
-    train(replace(config, standard=Standard(passes=passes)), out=tmp_path / "run", dataset=data, progress=watch)
+    train(replace(config, turns=Turns(1, passes)), out=tmp_path / "run", dataset=data, progress=watch)
     assert seen == (["ce_32", "ce_8", "ce_4"] * 3)[: 3 * rounds]  # a pass has three batches
 
 
@@ -385,7 +373,7 @@ def test_every_pass_has_its_own_order(tmp_path: Path, data: Dataset) -> None:
             return super().forward(images, labels, active, key)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DEFENSES, "standard", lambda net, config: Watching(net, config.standard))
+        patch.setitem(DEFENSES, "standard", lambda net, config: Watching(net, config.standard, Turns(1)))
         train(replace(TINY, epochs=1, deployed=0.0), out=tmp_path / "run", dataset=data)
     first, second = shown[:5], shown[5:]
     assert len(second) == 5 and not torch.equal(torch.cat(first), torch.cat(second))
@@ -399,7 +387,7 @@ def test_every_variant_has_gradients(scales: str, batchnorm: str, bf16: bool) ->
     net = multibit(build("resnet8", classes=10), config=config).train()
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = StandardObjective(net, Standard(widths_per_step=0))(images, torch.arange(8), net.bits)["loss"]
+        loss = StandardObjective(net, Standard())(images, torch.arange(8), net.bits)["loss"]
     loss.backward()
     missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []

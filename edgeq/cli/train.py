@@ -10,7 +10,7 @@ from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, Maybe
 from edgeq.cli.talk import Talk
 
 if TYPE_CHECKING:
-    from edgeq.defenses import Patches, TriQDef
+    from edgeq.defenses import Patches, TriQDef, Turns
     from edgeq.training import TrainConfig
 
 
@@ -38,8 +38,9 @@ class Train(AbstractCommand):
         alone: Fraction of the epochs, at the beginning, in which the highest width trains alone.
         distill: Weight of the distillation from the next higher width, which must be in the step.
         label_smoothing: Of the cross-entropy.
-        widths_per_step: 1: the widths take turns; 0: all in each step; 2 and more: the highest, the lowest and others.
-        passes: Where they take turns: passes over the images in an epoch; 0 for one per width.
+        widths_per_step: 0: all; 1: the widths take turns (default of standard); 2: the pairs do; 3 and more: the
+            highest, the lowest and others.
+        passes: Where widths or pairs take turns: passes over the images in an epoch; 0 for one per turn.
         batchnorm: One BatchNorm per width, or one shared by all.
         scales: Learned step sizes, or those of an observer.
         edge_bits: Width of the first and last layer where the others have fewer bits; 0 gives them the others' width.
@@ -93,7 +94,7 @@ class Train(AbstractCommand):
     alone: float = 0.0
     distill: float = 0.0
     label_smoothing: float = 0.0
-    widths_per_step: int = 1
+    widths_per_step: int | None = None
     passes: int = 2
     batchnorm: Literal["per-bit", "shared"] = "per-bit"
     scales: Literal["learned", "observer"] = "learned"
@@ -157,7 +158,8 @@ class Train(AbstractCommand):
             weight_decay=self.weight_decay,
             deployed=self.deployed,
             curriculum=Curriculum(enabled=self.curriculum, stage=self.stage, alone=self.alone),
-            standard=Standard(self.distill, self.label_smoothing, self.widths_per_step, self.passes),
+            turns=self._turns(),
+            standard=Standard(self.distill, self.label_smoothing),
             patches=self._patches(),
             triqdef=self._triqdef(),
             dwq=DWQ(eps=self.pgd_eps, steps=self.pgd_steps),
@@ -169,6 +171,14 @@ class Train(AbstractCommand):
             device=self.device,
             save_every=self.save_every,
         )
+
+    def _turns(self) -> "Turns | None":
+        from edgeq.defenses import Turns
+
+        if self.widths_per_step is None and self.passes == Turns().passes:
+            return None
+        widths = self.widths_per_step if self.widths_per_step is not None else int(self.defense == "standard")
+        return Turns(widths, self.passes)
 
     def _patches(self) -> "Patches":
         from edgeq.defenses import Patches

@@ -15,6 +15,7 @@ from edgeq.defenses.standard import Standard as Standard
 from edgeq.defenses.standard import StandardObjective as StandardObjective
 from edgeq.defenses.triqdef import TriQDef as TriQDef
 from edgeq.defenses.triqdef import TriQDefObjective as TriQDefObjective
+from edgeq.defenses.turns import Turns as Turns
 from edgeq.quant.network import MultiBitNet
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 
 DEFENSES: "dict[str, Callable[[MultiBitNet, TrainConfig], AbstractObjective]]" = {
-    "standard": lambda net, c: StandardObjective(net, c.standard),
-    "patch-at": lambda net, c: PatchATObjective(net, c.patches, label_smoothing=c.standard.label_smoothing),
-    "triqdef": lambda net, c: TriQDefObjective(net, c.patches, c.triqdef, label_smoothing=c.standard.label_smoothing),
+    "standard": lambda net, c: StandardObjective(net, c.standard, c.turns or Turns(1)),
+    "patch-at": lambda net, c: PatchATObjective(
+        net, c.patches, c.turns or Turns(), label_smoothing=c.standard.label_smoothing
+    ),
+    "triqdef": lambda net, c: TriQDefObjective(
+        net, c.patches, c.triqdef, c.turns or Turns(), label_smoothing=c.standard.label_smoothing
+    ),
     "pbat": lambda net, c: PBATObjective(net, c.patches, label_smoothing=c.standard.label_smoothing),
     "dwq": lambda net, c: DWQObjective(net, c.dwq, label_smoothing=c.standard.label_smoothing),
 }

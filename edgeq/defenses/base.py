@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from edgeq.data import Split
+from edgeq.defenses.turns import ALL, Turns
 from edgeq.quant.network import MultiBitNet
 from edgeq.runs import RunInfo
 
@@ -46,21 +47,22 @@ class Setting:
 
 
 class AbstractObjective(nn.Module, ABC):
-    """A defence: turns a batch into losses."""
+    """A defence: turns a batch into losses.
 
-    def __init__(self, net: MultiBitNet) -> None:
+    Args:
+        net: The network in training.
+        turns: Which widths a step has.
+    """
+
+    def __init__(self, net: MultiBitNet, turns: Turns = ALL) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.turns = net, turns
 
     def check(self, info: RunInfo) -> None:
         """Raise `InputError` where the choices do not fit the run; called before anything is written."""
 
     def prepare(self, setting: Setting) -> None:
         """Make or open what the coming epoch needs. The network is calibrated at all active widths."""
-
-    def passes(self, active: tuple[int, ...]) -> int:
-        """Return how often an epoch goes through the images."""
-        return 1
 
     @abstractmethod
     def forward(

@@ -19,6 +19,7 @@ from torch import Tensor
 from edgeq.attacks import Surrogate, surrogate
 from edgeq.data.seeds import generator
 from edgeq.defenses.base import NO_KEY, AbstractObjective, Key, Losses
+from edgeq.defenses.turns import Turns
 from edgeq.errors import InputError
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
@@ -51,7 +52,7 @@ class DWQObjective(AbstractObjective):
     """See the module docstring."""
 
     def __init__(self, net: MultiBitNet, choices: DWQ, *, label_smoothing: float = 0.0) -> None:
-        super().__init__(net)
+        super().__init__(net, Turns(1, passes=1))
         self.choices = choices
         self.label_smoothing = label_smoothing
 

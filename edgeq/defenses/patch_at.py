@@ -27,10 +27,11 @@ class PatchATObjective(AbstractPatchedObjective):
         key: Key = NO_KEY,
     ) -> Losses:
         """Return `loss`, each width's clean cross-entropy (`ce_8`, …) and the patched images' mean (`adv`)."""
-        patched = self.patcher.on(images, labels, active, key)
+        widths = self.turns.drawn(active, key)
+        patched = self.patcher.on(images, labels, widths, key)
         shown = torch.cat([images, patched])
         logits: dict[int, Tensor] = {}
-        for bits in active:
+        for bits in widths:
             with at_bits(self.net, bits):
                 logits[bits] = self.net(shown)
         return cross_entropies(logits, labels, self.patcher.choices.lambda_adv, self.label_smoothing)

@@ -7,9 +7,9 @@ random view. A pool needs a float network; the paper does not say whose. Ours is
 warm-up of clean training, or that of another run (`source`). Made once, it lies in RUN/patches and is found there by
 `--resume`.
 
-`online = 1`: P is made for each image on the network as it is now, at the place where it does most, on one active width
-drawn per batch (`edgeq.attacks.training_attack`). In between, the first so many of the patched images get an online
-patch and the others one of the pool (the combined recipe).
+`online = 1`: P is made for each image on the network as it is now, at the place where it does most, on one of the
+step's widths, drawn per batch (`edgeq.attacks.training_attack`). In between, the first so many of the patched images
+get an online patch and the others one of the pool (the combined recipe).
 
 Batches are shuffled, so the patched images are simply the first of each.
 """
@@ -25,6 +25,7 @@ from edgeq.attacks import Goal, PatchPool, PoolConfig, make_pool, open_pool, sur
 from edgeq.attacks.pool import ORIGIN
 from edgeq.data.seeds import generator
 from edgeq.defenses.base import AbstractObjective, Key, Setting
+from edgeq.defenses.turns import ALL, Turns
 from edgeq.errors import InputError
 from edgeq.quant.network import MultiBitNet
 from edgeq.runs import RunInfo, load_run
@@ -187,11 +188,12 @@ class AbstractPatchedObjective(AbstractObjective):
     Args:
         net: The network in training.
         patches: Which patches.
+        turns: Which widths a step has; an online patch is made on one of them.
         label_smoothing: Of the cross-entropy.
     """
 
-    def __init__(self, net: MultiBitNet, patches: Patches, *, label_smoothing: float = 0.0) -> None:
-        super().__init__(net)
+    def __init__(self, net: MultiBitNet, patches: Patches, turns: Turns = ALL, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(net, turns)
         self.patcher = Patcher(net, patches)
         self.label_smoothing = label_smoothing
 

@@ -5,25 +5,17 @@
 where t is the next higher active width (recursive distillation, as in Any-Precision networks, arXiv 1911.07346), whose
 logits are constants here; the highest width has no teacher and d_b = 0.
 
-`widths_per_step` says which widths are in a step:
-
-    0           all active ones, on the same images
-    1           one, in turns; an epoch goes through the images `passes` times, in another order each time. With as many
-                passes as widths, every width takes as many steps on as many images as with 0, at the same cost, and
-                the shared weights take as many times more steps, each on other images
-    2 and more  the highest, the lowest and random ones between (the sandwich rule of slimmable networks, arXiv
-                1903.05134), on the same images: an epoch costs as much less
+Which widths a step has is `Turns`' choice: one by default, so that all of them take turns.
 """
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from edgeq.data.seeds import generator
 from edgeq.defenses.base import NO_KEY, AbstractObjective, Key, Losses
+from edgeq.defenses.turns import ALL, Turns
 from edgeq.errors import InputError
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
@@ -36,14 +28,10 @@ class Standard:
     Attributes:
         distill: Weight of the distillation term of every width but the highest, 0 to 1; needs its teacher in the step.
         label_smoothing: Of the cross-entropy.
-        widths_per_step: Widths in a step, see the module; 0 for all that are active, 1 for turns.
-        passes: Where they take turns: passes over the images in an epoch, at most one per active width; 0 for that.
     """
 
     distill: float = 0.0
     label_smoothing: float = 0.0
-    widths_per_step: int = 1
-    passes: int = 2
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -51,29 +39,14 @@ class Standard:
             raise InputError(f"expected distill between 0 and 1, got {self.distill}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InputError(f"expected label_smoothing from 0 to below 1, got {self.label_smoothing}")
-        if self.widths_per_step < 0:
-            raise InputError(f"expected 0 or more widths per step, got {self.widths_per_step}; 0 takes all")
-        if self.passes < 0:
-            raise InputError(f"expected 0 or more passes, got {self.passes}; 0 takes one per active width")
-        if self.widths_per_step == 1 and self.distill:
-            raise InputError(
-                f"expected no distillation where widths take turns, got distill {self.distill}: the teacher must be in "
-                "the step; choose 0 or 2 and more widths per step"
-            )
 
 
 class StandardObjective(AbstractObjective):
     """See the module docstring."""
 
-    def __init__(self, net: MultiBitNet, choices: Standard) -> None:
-        super().__init__(net)
+    def __init__(self, net: MultiBitNet, choices: Standard, turns: Turns = ALL) -> None:
+        super().__init__(net, turns)
         self.choices = choices
-
-    def passes(self, active: tuple[int, ...]) -> int:
-        """Return one pass per width where they take turns."""
-        if self.choices.widths_per_step != 1:
-            return 1
-        return min(self.choices.passes or len(active), len(active))
 
     def forward(
         self,
@@ -86,7 +59,7 @@ class StandardObjective(AbstractObjective):
         losses: dict[str, Tensor] = {}
         terms: list[Tensor] = []
         teacher: Tensor | None = None
-        for bits in drawn(active, self.choices.widths_per_step, key):
+        for bits in self.turns.drawn(active, key):
             with at_bits(self.net, bits):
                 logits = self.net(images)
             ce = F.cross_entropy(logits, labels, label_smoothing=self.choices.label_smoothing)
@@ -100,14 +73,3 @@ class StandardObjective(AbstractObjective):
             teacher = F.log_softmax(logits.detach(), 1)
         losses["loss"] = sum(terms, start=terms[0] * 0.0) / len(terms)
         return losses
-
-
-def drawn(active: tuple[int, ...], count: int, key: Key) -> tuple[int, ...]:
-    """Return the widths in a step: all, or the one whose turn it is, or the ends and random ones between."""
-    if count == 1:
-        return (active[key[2] % len(active)],)
-    if count == 0 or count >= len(active):
-        return active
-    order = torch.randperm(len(active) - 2, generator=generator("widths", *key[:3]))  # the same in every process
-    between = sorted(order[: count - 2].tolist())
-    return (active[0], *(active[1 + i] for i in between), active[-1])

@@ -14,7 +14,7 @@ What it costs is nearly all GPDP's double backward, so:
 * one double backward serves all widths and pairs: the penalties are summed before it;
 * penalties are estimated on a share of the patched images (half, by default);
 * `pairs` compares so many random pairs of widths a step instead of all, and takes gradients at their widths alone.
-  The expected penalty is that of all pairs.
+  The expected penalty is that of all pairs. Where pairs take turns (`Turns`), a step has no other widths at all.
 """
 
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from edgeq.data.seeds import generator
 from edgeq.defenses.base import NO_KEY, Key, Losses
 from edgeq.defenses.patch_at import cross_entropies
 from edgeq.defenses.patches import AbstractPatchedObjective, Patches
+from edgeq.defenses.turns import ALL, Turns
 from edgeq.errors import InputError
 from edgeq.perceptual import Alignment, all_pairs, fdp, feature_taps, gpdp, sample_pairs
 from edgeq.quant.bits import at_bits
@@ -72,8 +73,10 @@ class TriQDef:
 class TriQDefObjective(AbstractPatchedObjective):
     """See the module docstring."""
 
-    def __init__(self, net: MultiBitNet, patches: Patches, choices: TriQDef, *, label_smoothing: float = 0.0) -> None:
-        super().__init__(net, patches, label_smoothing=label_smoothing)
+    def __init__(
+        self, net: MultiBitNet, patches: Patches, choices: TriQDef, turns: Turns = ALL, *, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__(net, patches, turns, label_smoothing=label_smoothing)
         self.choices = choices
         self.taps: tuple[str, ...] = feature_taps(net, choices.taps) if choices.lambda_fdp else ()
 
@@ -85,6 +88,7 @@ class TriQDefObjective(AbstractPatchedObjective):
         key: Key = NO_KEY,
     ) -> Losses:
         """Return `loss`, `ce_8`, …, `adv` as patch-at does, and the penalties `fdp` and `gpdp`."""
+        active = self.turns.drawn(active, key)
         patched = self.patcher.on(images, labels, active, key)
         compared = round(self.choices.share * len(patched))
         widths, pairs = self._pairs(active, key) if compared else ((), torch.empty(0, 2, dtype=torch.int64))

@@ -8,7 +8,7 @@ import torch
 
 from edgeq import runs
 from edgeq.curriculum import Curriculum
-from edgeq.defenses import DWQ, Patches
+from edgeq.defenses import DWQ, Patches, Turns
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, write_json
 from edgeq.quant.network import QuantConfig
@@ -96,8 +96,10 @@ def test_a_run_of_an_earlier_version_resumes_if_the_newer_choices_are_the_defaul
         ({"defense": "magic"}, "'magic'"),
         ({"epochs": 1}, "at least 2 epochs"),
         ({"defense": "pbat"}, "one width"),
-        ({"defense": "dwq", "standard": replace(CONFIG.standard, distill=0.5, widths_per_step=0)}, "no distill"),
-        ({"defense": "dwq", "standard": replace(CONFIG.standard, widths_per_step=3)}, "no widths_per_step"),
+        ({"defense": "dwq", "standard": replace(CONFIG.standard, distill=0.5)}, "no distill"),
+        ({"defense": "dwq", "turns": Turns(3)}, "no widths per step"),
+        ({"defense": "triqdef", "turns": Turns(1)}, "which compares them"),
+        ({"defense": "standard", "standard": replace(CONFIG.standard, distill=0.5)}, "teacher"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
