@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from edgeq import calib, runs
-from edgeq.data import load
+from edgeq.data import batches, load
 from edgeq.export import load as load_artefact
 from edgeq.export import save, verify
 from edgeq.export.lower import lower
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    pixels = load("signs:train=64,test=16").test.images[: 4 if args.side > 64 else 16]
+    pixels = next(batches(load("signs:train=64,test=16").test, 4 if args.side > 64 else 16))[0]
     pixels = torch.nn.functional.interpolate(pixels, size=(args.side, args.side))
     net = network(args.model, args.side, tuple(args.bits), pixels.float() / 255)
     rows = []

@@ -146,6 +146,8 @@ class _Trainer:
             position = self._epoch(epoch, started, position.entered, wrapped, optimizer)
         if self.average is not None:
             self.average.copy_to(self.net)
+        elif self.frozen_from >= self.config.epochs:
+            self._refresh(self.net.bits)
         self.net.width.deployed = False
         self.net.eval()
         if self.main:
@@ -165,7 +167,7 @@ class _Trainer:
                 calib.init_width(self.net, bits, launch.decoded(self.calibration))
                 if self.average is not None:
                     self.average.adopt(self.net, bits)
-        if epoch == self.frozen_from and start == 0 and not self.objective.turns.all_at_once(active):
+        if epoch == self.frozen_from and start == 0:
             self._refresh(active)
         self.objective.prepare(self._setting(epoch))
         self.net.train()
@@ -202,7 +204,9 @@ class _Trainer:
 
     def _refresh(self, active: tuple[int, ...]) -> None:
         """Measure BatchNorm's statistics anew before they freeze: where widths take turns, theirs lag behind."""
-        for bits in active if calib.has_own_norms(self.net) else ():
+        if not calib.has_own_norms(self.net) or self.objective.turns.all_at_once(active):
+            return
+        for bits in active:
             calib.reestimate(self.net, launch.decoded(self.calibration), bits=bits)
 
     def _batches(self, epoch: int, start: int, count: int) -> Iterator[Batch]:
