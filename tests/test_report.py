@@ -79,6 +79,7 @@ def test_an_inexact_or_unequal_model_is_not_called_exact() -> None:
     assert Row(8, certificate=CERTIFICATE, equal=False).exact is False
     assert Row(8, certificate=CERTIFICATE).exact is True
     assert Row(8).exact is None
+    assert [Row(32).name, Row(4).name, Row(4, mixed=True).name] == ["32 (float)", "4", "4 (mixed)"]
     assert "NO" in render([Network("x", "m", "d", (Row(8, certificate=CERTIFICATE, equal=False),))])
 
 

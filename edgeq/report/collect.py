@@ -40,6 +40,7 @@ class Row:
         equal: Whether every logit of the test split equalled the network's.
         artefact: Its folder.
         target: Its dialect.
+        mixed: Whether layers between the first and the last have bits of their own.
     """
 
     bits: int
@@ -51,6 +52,14 @@ class Row:
     equal: bool | None = None
     artefact: str = ""
     target: str = ""
+    mixed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        if self.bits == 32:
+            return "32 (float)"
+        return f"{self.bits} (mixed)" if self.mixed else str(self.bits)
 
     @property
     def accuracy(self) -> float | None:
@@ -118,7 +127,7 @@ def _from_run(folder: Path, label: str, artefacts: Sequence[Artefact], more: Seq
     rows = [_row(artefact, documents, simulated) for artefact in artefacts]
     for bits in sorted(set(simulated) - {row.bits for row in rows}):
         size = _float_bytes(artefacts[0]) if bits == 32 and artefacts else None
-        rows.append(Row(bits, simulated=simulated[bits], size_bytes=size))
+        rows.append(Row(bits, simulated=simulated[bits], size_bytes=size, mixed=bits in info.quant.layer_bits))
     return Network(
         label=label,
         model=info.model,
@@ -167,6 +176,7 @@ def _from_artefacts(name: str, artefacts: Sequence[Artefact], documents: Sequenc
 def _row(artefact: Artefact, documents: Sequence[Json], simulated: Mapping[int, float]) -> Row:
     sha, bits = model_sha256(artefact), artefact.graph.bits
     integer = next((d for d in documents if d.get("model_sha256") == sha and "correct" in d), {})
+    weighted = [node for node in artefact.graph.nodes if isinstance(node, Conv | Linear)]
     return Row(
         bits=bits,
         simulated=simulated.get(bits),
@@ -177,6 +187,7 @@ def _row(artefact: Artefact, documents: Sequence[Json], simulated: Mapping[int, 
         equal=integer.get("equal"),
         artefact=str(artefact.path),
         target=str(artefact.manifest["target"]),
+        mixed=len({node.weight_bits for node in weighted[1:-1]}) > 1,
     )
 
 

@@ -110,8 +110,7 @@ def _cells(row: Row) -> str:
         p50 = f"{row.latency['p50_ms']:.3f} &plusmn; {100 * row.latency['noise']:.1f} %"
         p99 = f"{row.latency['p99_ms']:.3f}"
     size = "&ndash;" if row.size_bytes is None else f"{row.size_bytes:,}".replace(",", " ")
-    name = "32 (float)" if row.bits == 32 else str(row.bits)
-    plain = (name, _percent(row.simulated), _percent(row.integer), size, p50, p99)
+    plain = (row.name, _percent(row.simulated), _percent(row.integer), size, p50, p99)
     cells = "".join(f"<td>{cell}</td>" for cell in plain)
     return f'{cells}<td>{_exact(row)}</td><td class="text">{escape(row.artefact) or "&ndash;"}</td>'
 
@@ -164,7 +163,7 @@ def _proof(row: Row, certificate: Json) -> str:
     proofs, runs = certificate["proofs"], certificate["runs"]
     held = sum(proof["exact"] for proof in proofs)
     cells = (
-        str(row.bits),
+        row.name,
         f"{held} of {len(proofs)}",
         _count(sum(proof["cases"] for proof in proofs)),
         _count(certificate["codes"]),
