@@ -15,6 +15,8 @@ from edgeq.quant.fold import Affine, Folded, Implied, batchnorm_affine, fold, im
 from edgeq.quant.quantizer import SCALE_FLOOR, lsq_step, mse_steps, quantize
 from edgeq.quant.units import AbstractUnit, Output, Value, activate
 
+LEAST_CODE = 2 / 3  # of the largest weight, before rounding: the code of 2 bits is then not 0
+
 
 class WeightedUnit(AbstractUnit):
     """Shared by convolution and linear: weight steps per width, BatchNorm, ReLU, folding."""
@@ -72,17 +74,20 @@ class WeightedUnit(AbstractUnit):
 
     @torch.no_grad()
     def bound_weight_steps(self) -> None:
-        """Bring learned steps down to max|w| / hi after an update.
+        """Bring learned steps down to where the largest weight has half of the largest code, after an update.
 
         Above it codes lie idle. Weights decay and steps do not, so at 8 bits, where a step's gradient is small, they
-        drift there; and a step that jumps far above turns all codes into zeros, and no gradient brings it back.
+        drift there; and a step that jumps far above turns all codes into zeros, and no gradient brings it back. The
+        bound keeps clear of the step at which the largest weight begins to be clipped: there the gradient is `hi` times
+        larger than below it, and steps held at that edge are thrown about.
         """
         if not self.learned:
             return
         top = self.weight.flatten(1).abs().amax(1)
         for key, step in self.weight_steps.items():
             if step.grad is not None:
-                most = (top if len(step) == len(top) else top.amax(0, keepdim=True)) / self.weight_range(int(key))[1]
+                least = max(self.weight_range(int(key))[1] / 2, LEAST_CODE)
+                most = (top if len(step) == len(top) else top.amax(0, keepdim=True)) / least
                 step.clamp_(-most, most)
 
     def weight_at(self, bits: int) -> Tensor:
