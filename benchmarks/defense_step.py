@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import commit
 
 from edgeq import runs
 from edgeq.attacks import EOT, PatchPool
@@ -183,7 +184,7 @@ def main() -> None:
     if args.out:
         body = {"batch": BATCH, "bits": BITS, "rounds": args.rounds, "threads": args.threads, "table": rows}
         body |= {"device": args.device, "precision": args.precision, "clock": "cpu" if args.cpu_time else "wall"}
-        write_json(args.out, {**body, "versions": runs.versions(), "hardware": runs.hardware()})
+        write_json(args.out, {**body, "commit": commit(), "versions": runs.versions(), "hardware": runs.hardware()})
 
 
 if __name__ == "__main__":

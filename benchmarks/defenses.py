@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import commit
 
 from edgeq import runs
 from edgeq.curriculum import Curriculum
@@ -233,6 +234,7 @@ def main() -> None:
             "seeds": seeds,
             "finished": len(results),
             "jobs": len(chosen),
+            "commit": commit(),
             "versions": runs.versions(),
             "hardware": runs.hardware(),
             "arms": summary(results),

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from provenance import commit
 
 from edgeq import calib, runs
 from edgeq.data import batches, load
@@ -63,6 +64,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     body = {
         "model": args.model,
+        "commit": commit(),
         "side": args.side,
         "seconds": round(time.perf_counter() - begin, 2),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
@@ -73,7 +75,8 @@ def main() -> None:
     if args.out is not None:
         before = read_json(args.out)["networks"] if args.out.exists() else []
         others = [b for b in before if (b["model"], b["side"]) != (args.model, args.side)]
-        write_json(args.out, {"hardware": runs.hardware(), "versions": runs.versions(), "networks": [*others, body]})
+        said = {"hardware": runs.hardware(), "versions": runs.versions()}
+        write_json(args.out, {**said, "networks": [*others, body]})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 One process, interleaved calls, batch 1, one thread by default. Rows: the float network, ONNX Runtime's QDQ model (U8
 activations, S8 weights per channel, min-max), edgeq's artefacts at 8/5/4/2 bits, and the 8-bit artefact without its
-ceiling at 127 (`Min` operators removed: other codes, same work otherwise), to price that ceiling. The weights are
+ceiling at 127 (`Clip` operators removed: other codes, same work otherwise), to price that ceiling. The weights are
 random: latency does not depend on them. File sizes come from the same files.
 """
 
@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from provenance import commit
 
 from edgeq import calib, runs
 from edgeq.bench.machine import describe
@@ -64,7 +65,7 @@ def static_model(source: Path, target: Path, images: np.ndarray) -> None:
 
 
 def without_ceilings(model: bytes) -> bytes:
-    """Return an artefact's model with every `Min` operator taken out."""
+    """Return an artefact's model with every `Clip` operator taken out."""
     import onnx
 
     proto = onnx.load_model_from_string(model)
@@ -139,7 +140,8 @@ def main() -> None:
         print(f"too noisy to publish: {', '.join(unsteady)}")
     if args.out and not unsteady:
         body = {"model": args.model, "threads": args.threads, "batch": 1, "table": table, "machine": describe()}
-        write_json(args.out, {**body, "versions": {**runs.versions(), "onnxruntime": ort.__version__}})
+        said = {"commit": commit(), "versions": {**runs.versions(), "onnxruntime": ort.__version__}}
+        write_json(args.out, {**body, **said})
 
 
 if __name__ == "__main__":

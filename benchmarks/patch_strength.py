@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from provenance import commit
 from torch import Tensor, nn
 
 from edgeq.attacks import GAP, Goal, Success, Surrogate, answers, pixels, success, surrogate
@@ -158,6 +159,7 @@ def main() -> None:
         **{name: getattr(args, name) for name in ("size", "top", "left", "steps", "images", "test")},
         "rows": rows,
         "total": total,
+        "commit": commit(),
         "versions": {**versions(), "art": require("art", "art").__version__},
         "hardware": hardware(),
     }

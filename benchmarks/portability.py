@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from onnx_in_torch import TorchModel
+from provenance import commit
 
 from edgeq import calib, models, runs
 from edgeq.bench.machine import describe
@@ -135,7 +136,8 @@ def main() -> None:
             wrong = {k: v for k, v in table[name][str(bits)]["engines"].items() if v["mismatches"] or v["error"]}
             print(f"{name} {bits}: {time.monotonic() - start:.0f} s, {wrong or 'no code differs'}", flush=True)
             versions = {**runs.versions(), **engine_versions()}
-            write_json(args.out, {"images": len(images), "table": table, "machine": describe(), "versions": versions})
+            said = {"machine": describe(), "versions": versions, "commit": commit()}
+            write_json(args.out, {"images": len(images), "table": table, **said})
 
 
 def engine_versions() -> dict[str, str]:

@@ -20,11 +20,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from provenance import commit
 from ptq_others import Floats, float_model, nncf_quantized, openvino_logits, ort_logits, ort_static
 
 from edgeq import calib, runs
 from edgeq.bench.machine import describe
-from edgeq.data import Split, batches, holdout, load
+from edgeq.data import Split, batches, decoded, holdout, load
 from edgeq.evaluate import accuracies
 from edgeq.files import read_json, write_json
 from edgeq.quant.network import MultiBitNet
@@ -161,12 +162,13 @@ def main() -> None:
     dataset = load(info.data, seed=0)
     assert isinstance(dataset.test, Split)
     part, _ = holdout(dataset.train, args.images, seed=0)
-    images = torch.cat([batch for batch, _ in batches(part, 256)])
+    images = decoded(part)
     task = Task(info, net, images, dataset.test)
     body = read_json(args.out) if args.out.exists() else {"runs": {}}
     entry = body["runs"].setdefault(args.run.name, {"rows": {}})
     described = {"model": info.model, "data": info.data.partition(":")[0], "images": len(images)}
     entry.update(described, test=len(dataset.test), training=info.training, machine=describe(), versions=versions())
+    entry["commit"] = commit()
     rows = {"float": lambda: {"32": round(100 * accuracies(net, dataset.test, bits=(32,))[0].accuracy, 3)}}
     rows |= {ours.name: lambda ours=ours: ours.run(task) for ours in OURS}
     rows |= others(task)

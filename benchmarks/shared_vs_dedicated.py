@@ -17,10 +17,13 @@ import statistics
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
+from provenance import commit
 
 from edgeq import calib, runs
+from edgeq.config import plain
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, holdout, load
 from edgeq.defenses import Standard, Turns
@@ -29,6 +32,8 @@ from edgeq.files import read_json, write_json
 from edgeq.quant.network import MultiBitNet, QuantConfig
 from edgeq.training import CALIBRATION_IMAGES, Progress, TrainConfig, train
 
+Json = dict[str, Any]  # Any: JSON
+RESULT = Path(runs.RESULTS) / "accuracy.json"
 BITS = (32, 8, 5, 4, 2)
 VARIANTS = tuple((scales, norm) for scales in ("learned", "observer") for norm in ("per-bit", "shared"))
 PLANS = {
@@ -80,12 +85,9 @@ def ablations(plain: TrainConfig) -> dict[str, TrainConfig]:
     }
 
 
-def run_job(job: Job, work: Path, data: Dataset) -> dict[str, float]:
-    """Train (or load) one run and return its accuracy per width on the whole test split."""
+def run_job(job: Job, work: Path, data: Dataset, commit: str) -> None:
+    """Train (or load) one run and write its accuracy per width on the whole test split."""
     folder = work / job.name
-    result = folder / runs.RESULTS / "accuracy.json"
-    if result.exists():
-        return read_json(result)
     if (folder / runs.WEIGHTS).exists():
         _, net = runs.load_run(folder)
     else:
@@ -96,25 +98,28 @@ def run_job(job: Job, work: Path, data: Dataset) -> dict[str, float]:
     net.width.snapped = True
     if net.bits == (32,):
         found |= post_training(net, job.config, data)
-    write_json(result, found)
-    return found
+    write_json(folder / RESULT, {"commit": commit, "accuracy": found})
 
 
-def finished(plan: list[Job], work: Path) -> dict[str, dict[str, float]]:
-    """Return the results that are there, whichever process made them."""
-    paths = {job.name: work / job.name / runs.RESULTS / "accuracy.json" for job in plan}
+def finished(plan: list[Job], work: Path) -> dict[str, dict[str, Any]]:
+    """Return the results that are there, whichever process made them, each with the commit that trained it."""
+    paths = {job.name: work / job.name / RESULT for job in plan}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
-def adopt(out: Path, plan: list[Job], work: Path, epochs: int) -> None:
+def adopt(out: Path, plan: list[Job], work: Path, config: Json) -> None:
     """Take over the results of a file that this plan wrote before, here or elsewhere."""
     if not out.exists():
         return
     body = read_json(out)
-    if body["epochs"] != epochs:
-        raise SystemExit(f"expected results of {epochs} epochs in {out}, got {body['epochs']}; name another --out")
+    changed = [name for name, value in config.items() if name != "data" and body["config"].get(name) != value]
+    if changed:
+        name = changed[0]
+        raise SystemExit(
+            f"expected results of {name}={config[name]} in {out}, got {body['config'].get(name)}; name another --out"
+        )
     for job in plan:
-        path = work / job.name / runs.RESULTS / "accuracy.json"
+        path = work / job.name / RESULT
         if job.name in body["results"] and not path.exists():
             write_json(path, body["results"][job.name])
 
@@ -150,12 +155,12 @@ def _report(name: str):
     return report
 
 
-def summary(results: dict[str, dict[str, float]]) -> dict[str, dict[str, object]]:
+def summary(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, object]]:
     """Return mean, spread and values over seeds for every arm and figure."""
     arms: dict[str, dict[str, list[float]]] = {}
     for name, found in results.items():
         arm, _, _seed = name.rpartition("-")
-        for key, value in found.items():
+        for key, value in found["accuracy"].items():
             arms.setdefault(arm, {}).setdefault(key, []).append(round(100 * value, 2))
     return {
         arm: {
@@ -192,17 +197,18 @@ def main() -> None:
     seeds = args.seeds or (3 if args.plan == "signs" else 1)
     data = load(config.data)
     plan = jobs(args.plan, config, seeds)
-    adopt(args.out, plan, args.work, config.epochs)
+    adopt(args.out, plan, args.work, plain(config))
+    code = commit()
     index, count = (int(part) for part in args.shard.split("/"))
     for job in plan[index::count]:
         mine = not args.collect and fnmatch(job.name, args.only)
         if mine and job.name not in finished(plan, args.work):
-            run_job(job, args.work, data)
+            run_job(job, args.work, data, code)
         results = finished(plan, args.work)
         body = {
             "command": f"python benchmarks/shared_vs_dedicated.py --plan {args.plan}",
             "plan": args.plan,
-            "epochs": config.epochs,
+            "config": plain(config),
             "seeds": seeds,
             "finished": len(results),
             "jobs": len(plan),

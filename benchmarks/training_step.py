@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from provenance import commit
 from torch import nn
 
 from edgeq import runs
@@ -161,7 +162,7 @@ def main() -> None:
         print(f"{name:36s}" + "".join(f"  {key} {value}" for key, value in row.items()))
     if args.out:
         body = {"batch": BATCH, "bits": BITS, "rounds": args.rounds, "table": table}
-        write_json(args.out, {**body, "versions": runs.versions(), "hardware": runs.hardware()})
+        write_json(args.out, {**body, "commit": commit(), "versions": runs.versions(), "hardware": runs.hardware()})
 
 
 if __name__ == "__main__":

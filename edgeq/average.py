@@ -34,6 +34,12 @@ class Average:
             if str(bits) in name.split(".")[2:]:  # after units.LAYER or grids.EDGE
                 self.tensors[name].copy_(t)
 
+    def adopt_statistics(self, net: MultiBitNet) -> None:
+        """Take BatchNorm's statistics as they are: they were just measured."""
+        for name, t in net.state_dict().items():
+            if name.endswith(("running_mean", "running_var")):
+                self.tensors[name].copy_(t)
+
     def copy_to(self, net: MultiBitNet) -> None:
         """Replace the network's tensors by the averages."""
         net.load_state_dict(self.tensors)

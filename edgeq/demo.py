@@ -9,9 +9,8 @@ Everything lies in one folder:
 A training that was stopped goes on where it stopped; a finished one is used again, and what comes after it is made
 anew.
 
-The float network trains alone for the first half of the epochs, because an epoch with all widths costs as much as six
-of those; the widths then enter, two an epoch, and a step trains some of them. Each width's ranges are calibrated on
-held-out images when it enters.
+The training is the default one: widths enter one by one, each with ranges calibrated on held-out images, and take
+turns.
 """
 
 import copy
@@ -21,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgeq import calib, runs
 from edgeq.bench.artefacts import Setting, bench
 from edgeq.bench.timing import Plan
@@ -30,7 +27,7 @@ from edgeq.cli.artefacts import keep, origin
 from edgeq.cli.measure import integer_row, record_accuracies
 from edgeq.cli.talk import Talk
 from edgeq.config import plain
-from edgeq.data import Dataset, batches, holdout, load
+from edgeq.data import Dataset, batches, decoded, holdout, load
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.export import Artefact, Certificate, save, verify
@@ -40,7 +37,7 @@ from edgeq.files import write_text
 from edgeq.quant.bits import FLOAT_BITS
 from edgeq.quant.network import MultiBitNet, QuantConfig
 from edgeq.report import collect, render
-from edgeq.training import CALIBRATION_IMAGES, TrainConfig, train
+from edgeq.training import CALIBRATION_IMAGES, Interrupted, TrainConfig, train
 
 RUN, REPORT = "run", "report.html"
 PROOF_IMAGES = 64
@@ -87,9 +84,10 @@ def tour(choices: Tour, *, out: Path, talk: Talk, stop: Callable[[], bool] | Non
         choices: The size.
         out: Folder of the demo: new, empty, or of a demo with the same choices.
         talk: Whom to tell.
-        stop: Asked during the training; True saves and raises `edgeq.training.Interrupted`.
+        stop: Asked during the training, which it lets save its state, and between what comes after; True raises
+            `edgeq.training.Interrupted`.
     """
-    clock = _Clock()
+    clock = _Clock(stop)
     config = choices.config()
     _check(out, config)
     with talk.busy(f"drawing {choices.train + choices.test} road signs"):
@@ -101,9 +99,9 @@ def tour(choices: Tour, *, out: Path, talk: Talk, stop: Callable[[], bool] | Non
     with talk.busy("calibrating the same weights anew, for comparison"):
         calibrated = calibrated_only(net, dataset)
     clock.lap("evaluation")
-    artefacts = _exported(net, out, dataset, talk)
+    artefacts = _exported(net, out, dataset, talk, clock.look)
     clock.lap("export")
-    integer, proofs = _proved(artefacts, net, dataset, talk)
+    integer, proofs = _proved(artefacts, net, dataset, talk, clock.look)
     clock.lap("proof")
     with talk.busy("measuring latency"):
         measured = bench(artefacts, setting=Setting(), plan=choices.plan)
@@ -142,7 +140,7 @@ def calibrated_only(net: MultiBitNet, dataset: Dataset) -> dict[int, float]:
     """Return the accuracy of each width when its learned ranges are replaced by calibrated ones."""
     other = copy.deepcopy(net)
     part, _ = holdout(dataset.train, min(CALIBRATION_IMAGES, len(dataset.train) // 4), seed=0)
-    calib.calibrate(other, torch.cat([images for images, _ in batches(part, 256)]))
+    calib.calibrate(other, decoded(part))
     return {r.bits: r.accuracy for r in accuracies(other, dataset.test, bits=other.quantized_bits())}
 
 
@@ -158,7 +156,7 @@ def _trained(
         return train(config, out=folder, resume=True, progress=progress, stop=stop, dataset=dataset)
 
 
-def _exported(net: MultiBitNet, out: Path, dataset: Dataset, talk: Talk) -> list[Artefact]:
+def _exported(net: MultiBitNet, out: Path, dataset: Dataset, talk: Talk, look: Callable[[], None]) -> list[Artefact]:
     info = runs.read_info(out / RUN)
     images = next(iter(batches(dataset.test, PROOF_IMAGES)))[0].numpy()
     artefacts = []
@@ -168,11 +166,12 @@ def _exported(net: MultiBitNet, out: Path, dataset: Dataset, talk: Talk) -> list
             graph = lower(net, bits=bits, classes=dataset.classes, name=info.model)
             save(graph, path=path, origin=origin(out / RUN, info, path), inputs=images)
         artefacts.append(load_artefact(path))
+        look()
     return artefacts
 
 
 def _proved(
-    artefacts: list[Artefact], net: MultiBitNet, dataset: Dataset, talk: Talk
+    artefacts: list[Artefact], net: MultiBitNet, dataset: Dataset, talk: Talk, look: Callable[[], None]
 ) -> tuple[list[dict[str, Any]], list[Certificate]]:
     images = next(iter(batches(dataset.test, PROOF_IMAGES)))[0].numpy()
     integer, proofs = [], []
@@ -181,6 +180,7 @@ def _proved(
             proofs.append(verify(artefact, inputs=images))
             integer.append(integer_row(artefact, dataset, against=net))
         keep(artefact, "integer", integer[-1])
+        look()
     return integer, proofs
 
 
@@ -206,9 +206,10 @@ def _check(out: Path, config: TrainConfig) -> None:
 
 
 class _Clock:
-    """Seconds of each stage."""
+    """Seconds of each stage; between them, a look at whether the user wants to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], bool] | None) -> None:
+        self.stop = stop
         self.laps: dict[str, float] = {}
         self.last = time.perf_counter()
 
@@ -216,3 +217,8 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round(now - self.last, 2)
         self.last = now
+        self.look()
+
+    def look(self) -> None:
+        if self.stop is not None and self.stop():
+            raise Interrupted

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from edgeq.data import ImageFiles, Split, batches
 from edgeq.quant.bits import at_bits
@@ -44,8 +43,3 @@ def accuracies(
     finally:
         net.train(was_training)
     return tuple(Accuracy(b, correct[b], total) for b in widths)
-
-
-def disagreement(first: Tensor, second: Tensor) -> int:
-    """Return how many rows of two logit tensors name different classes."""
-    return int((first.argmax(1) != second.argmax(1)).sum())

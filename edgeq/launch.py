@@ -13,7 +13,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from edgeq import runs
 from edgeq.config import TrainConfig, plain
-from edgeq.data import Dataset, ImageFiles, Split, batches
+from edgeq.data import Dataset, Split
 from edgeq.errors import InputError
 
 SMALLEST = 4  # images: two to calibrate with, two for a batch
@@ -96,6 +96,6 @@ def image_shape(dataset: Dataset) -> tuple[int, int, int]:
     return 3, dataset.train.image_size, dataset.train.image_size
 
 
-def decoded(split: Split | ImageFiles) -> torch.Tensor:
-    """Return all images of a split, decoded."""
-    return torch.cat([images for images, _ in batches(split, 256)])
+def batch_size(config: TrainConfig, images: int, processes: int) -> int:
+    """Return the batch size over all processes: the one that was asked for, or what the images allow."""
+    return config.batch_size if config.batch_size <= images else images - images % processes

@@ -4,7 +4,8 @@ It holds the network, the optimizer's momentum, the averaged copy and the positi
 old state is replaced only by a newer one that is safe, so a full disk or a kill at any moment loses nothing saved.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,11 +20,19 @@ FILE = "state.safetensors"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the next epoch and batch, and the widths that have entered."""
+    """Where a run stands.
+
+    Attributes:
+        epoch: The next epoch.
+        batch: The next batch in it.
+        entered: The widths that have entered.
+        losses: Sum and number of each loss in the epoch so far.
+    """
 
     epoch: int
     batch: int
     entered: tuple[int, ...]
+    losses: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 def save_state(
@@ -40,6 +49,7 @@ def save_state(
     if average is not None:
         tensors |= {f"average.{name}": t for name, t in average.items()}
     tensors["position"] = torch.tensor([position.epoch, position.batch])
+    tensors |= {f"losses.{k}": torch.tensor(v, dtype=torch.float64) for k, v in position.losses.items()}
     tensors["entered"] = torch.tensor(position.entered, dtype=torch.int64)
     save_tensors(folder / FILE, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
 
@@ -59,8 +69,9 @@ def load_state(
             for name, t in _under(tensors, "average.").items():
                 average[name].copy_(t)
         epoch, batch = tensors["position"].tolist()
-        return Position(epoch, batch, tuple(tensors["entered"].tolist()))
-    except (KeyError, RuntimeError, ValueError) as error:
+        losses = {name: (float(t[0]), int(t[1])) for name, t in _under(tensors, "losses.").items()}
+        return Position(epoch, batch, tuple(tensors["entered"].tolist()), losses)
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise InputError(
             f"expected this run's state in {path}, got one that does not fit: {text}; start a new run"

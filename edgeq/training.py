@@ -10,8 +10,8 @@ short, integers throughout. It recovers what folding and snapping cost.
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from edgeq import calib, launch, runs
 from edgeq.average import Average
 from edgeq.config import TrainConfig as TrainConfig
 from edgeq.config import plain
-from edgeq.data import Augment, Dataset, Split, TrainBatches, holdout, load
+from edgeq.data import Augment, Dataset, ImageFiles, Split, TrainBatches, decoded, holdout, load
 from edgeq.data.loader import Batch
 from edgeq.data.seeds import generator
 from edgeq.defenses import DEFENSES, Setting
@@ -37,6 +37,7 @@ from edgeq.quant.network import MultiBitNet
 from edgeq.state import Position, clear_state, load_state, save_state
 
 CALIBRATION_IMAGES = 512
+REFRESH_IMAGES, REFRESH_BYTES = 4096, 1 << 26  # for BatchNorm's last statistics
 MONITOR_IMAGES = 1000  # per epoch, of the test split; the final figures use all of it
 
 
@@ -119,7 +120,7 @@ class _Trainer:
         self.rest = rest
         self.batches = TrainBatches(
             rest,
-            batch_size=min(config.batch_size, len(rest)),
+            batch_size=launch.batch_size(config, len(rest), fabric.world_size),
             seed=config.seed,
             augment=Augment(crop=config.crop, flip=dataset.flip, cutout=config.cutout),
             rank=fabric.global_rank,
@@ -137,16 +138,18 @@ class _Trainer:
         position = Position(0, 0, ())
         if resume:
             position = load_state(self.out / runs.STATE, self.net, self.optimizer, self._averages) or position
+        if isinstance(self.calibration, ImageFiles):
+            decoded(self.calibration)  # a damaged image shows before anything is written
         if self.main:
             runs.write_info(self.out, self.info)
         wrapped = self.fabric.setup_module(self.objective)
         optimizer = self.fabric.setup_optimizers(self.optimizer)
         for epoch in range(position.epoch, self.config.epochs):
-            started = position.batch if epoch == position.epoch else 0
-            position = self._epoch(epoch, started, position.entered, wrapped, optimizer)
+            started = position if epoch == position.epoch else Position(epoch, 0, position.entered)
+            position = self._epoch(started, wrapped, optimizer)
         if self.average is not None:
             self.average.copy_to(self.net)
-        elif self.frozen_from >= self.config.epochs:
+        if self.frozen_from >= self.config.epochs:
             self._refresh(self.net.bits)
         self.net.width.deployed = False
         self.net.eval()
@@ -155,25 +158,26 @@ class _Trainer:
             clear_state(self.out / runs.STATE)
         return self.net
 
-    def _epoch(
-        self, epoch: int, start: int, entered: tuple[int, ...], objective: nn.Module, optimizer: Any
-    ) -> Position:
+    def _epoch(self, started: Position, objective: nn.Module, optimizer: Any) -> Position:
+        epoch, start = started.epoch, started.batch
         active = self.config.curriculum.active(self.net.bits, self.config.epochs, epoch, self.frozen_from)
         if epoch == 0 and start == 0 and FLOAT_BITS in active:
             # ranges are read from the float pass, whose statistics must fit the initial weights first
-            calib.reestimate(self.net, launch.decoded(self.calibration), bits=FLOAT_BITS)
+            calib.reestimate(self.net, decoded(self.calibration), bits=FLOAT_BITS)
         for bits in active:
-            if bits not in entered and bits != FLOAT_BITS:
-                calib.init_width(self.net, bits, launch.decoded(self.calibration))
+            if bits not in started.entered and bits != FLOAT_BITS:
+                calib.init_width(self.net, bits, decoded(self.calibration))
                 if self.average is not None:
                     self.average.adopt(self.net, bits)
         if epoch == self.frozen_from and start == 0:
             self._refresh(active)
+            if self.average is not None:
+                self.average.adopt_statistics(self.net)
         self.objective.prepare(self._setting(epoch))
         self.net.train()
         self.net.width.deployed = epoch >= self.frozen_from
         saved = time.monotonic()
-        losses: dict[str, float] = {}
+        sums = dict(started.losses)
         count = len(self.batches) * self.objective.turns.rounds(active)
         for batch, (images, labels) in enumerate(self._batches(epoch, start, count), start=start):
             self._set_rate(epoch + batch / count)
@@ -181,12 +185,13 @@ class _Trainer:
             losses = self._step(objective, optimizer, (images, labels, active, self._key(epoch, batch)))
             if self.average is not None:
                 self.average.update(self.net, epoch * count + batch)
-            here = Position(epoch, batch + 1, active)
             if not math.isfinite(losses["loss"]):
-                raise Diverged(
-                    f"expected a finite loss, got {losses['loss']} at epoch {epoch}, batch {batch}; the last saved "
-                    f"state is kept in {self.out / runs.STATE}: start anew with a smaller lr than {self.config.lr}"
-                )
+                where = f"at epoch {epoch}, batch {batch}"
+                raise Diverged(f"expected a finite loss, got {losses['loss']} {where}; {self._start_anew()}")
+            for name, value in losses.items():
+                total, number = sums.get(name, (0.0, 0))
+                sums[name] = (total + value, number + 1)
+            here = Position(epoch, batch + 1, active, sums)
             self.progress(Progress(epoch, self.config.epochs, batch + 1, count, active, losses))
             if batch + 1 == count:
                 break  # the end of an epoch is saved below, with its line of metrics
@@ -197,7 +202,7 @@ class _Trainer:
             if stop:
                 raise Interrupted
         here = Position(epoch + 1, 0, active)
-        self._finish_epoch(epoch, active, losses, here)
+        self._finish_epoch(Progress(epoch, self.config.epochs, 0, count, active, _means(sums)), here)
         if self._agreed(self.stop())[0] and here.epoch < self.config.epochs:
             raise Interrupted
         return here
@@ -206,8 +211,10 @@ class _Trainer:
         """Measure BatchNorm's statistics anew before they freeze: where widths take turns, theirs lag behind."""
         if not calib.has_own_norms(self.net) or self.objective.turns.all_at_once(active):
             return
+        most = REFRESH_BYTES // math.prod(self.net.image_shape)
+        images = self._some_images(max(CALIBRATION_IMAGES, min(most, REFRESH_IMAGES))).images
         for bits in active:
-            calib.reestimate(self.net, launch.decoded(self.calibration), bits=bits)
+            calib.reestimate(self.net, images, bits=bits)
 
     def _batches(self, epoch: int, start: int, count: int) -> Iterator[Batch]:
         """Yield an epoch's batches from `start` on; every pass over the images has its own order and augmentation."""
@@ -219,9 +226,11 @@ class _Trainer:
         optimizer.zero_grad(set_to_none=True)
         losses = objective(*batch)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if math.isfinite(values["loss"]):
-            self.fabric.backward(losses["loss"])
-            update(self.net, optimizer)
+        (diverged,) = self._agreed(not math.isfinite(values["loss"]))
+        if diverged:
+            return {**values, "loss": math.nan}
+        self.fabric.backward(losses["loss"])
+        update(self.net, optimizer)
         return values
 
     def _key(self, epoch: int, batch: int) -> Key:
@@ -244,7 +253,7 @@ class _Trainer:
 
     def _some_images(self, count: int) -> Split:
         part = self.rest if count >= len(self.rest) else holdout(self.rest, count, seed=1)[0]
-        return Split(launch.decoded(part).to(self.fabric.device), part.labels.to(self.fabric.device))
+        return Split(decoded(part).to(self.fabric.device), part.labels.to(self.fabric.device))
 
     def _interrupt(self) -> None:
         if self.fabric.world_size == 1 and self.stop():  # several processes stop together, after a batch
@@ -266,14 +275,13 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * rate * group["lr_factor"]
 
-    def _finish_epoch(self, epoch: int, active: tuple[int, ...], losses: dict[str, float], here: Position) -> None:
-        self._check_finite(epoch)
+    def _finish_epoch(self, done: Progress, here: Position) -> None:
+        self._check_finite(done.epoch)
         if self.main:
-            results = accuracies(self.net, self.monitor, bits=active)
-            accuracy = {r.bits: r.accuracy for r in results}
-            line = {"epoch": epoch, "active": list(active), "losses": losses, "accuracy": accuracy}
+            accuracy = {r.bits: r.accuracy for r in accuracies(self.net, self.monitor, bits=done.active)}
+            line = {"epoch": done.epoch, "active": list(done.active), "losses": done.losses, "accuracy": accuracy}
             runs.append_metrics(self.out, line)
-            self.progress(Progress(epoch, self.config.epochs, 0, len(self.batches), active, losses, accuracy))
+            self.progress(replace(done, accuracy=accuracy))
         self._save(here)
 
     def _check_finite(self, epoch: int) -> None:
@@ -281,9 +289,14 @@ class _Trainer:
         wrong = [name for name, p in self.net.named_parameters() if not bool(torch.isfinite(p).all())]
         if wrong:
             raise Diverged(
-                f"expected finite parameters, got others in {wrong[0]} at epoch {epoch}; the last saved state "
-                f"is kept in {self.out / runs.STATE}: start anew with a smaller lr than {self.config.lr}"
+                f"expected finite parameters, got others in {wrong[0]} at epoch {epoch}; {self._start_anew()}"
             )
+
+    def _start_anew(self) -> str:
+        """Return what a user can do about a run that diverged."""
+        folder = self.out / runs.STATE
+        kept = f"the last good state is kept in {folder}: " if folder.exists() else ""
+        return f"{kept}start anew with a smaller lr than {self.config.lr}"
 
     @property
     def _averages(self) -> dict[str, torch.Tensor] | None:
@@ -294,3 +307,7 @@ class _Trainer:
         if self.main:
             save_state(self.out / runs.STATE, self.net, self.optimizer, self._averages, position)
         self.fabric.barrier()
+
+
+def _means(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    return {name: total / number for name, (total, number) in sorted(sums.items())}

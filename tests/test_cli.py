@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,28 @@ def test_a_log_gets_one_line_an_epoch(here: Path, capsys: pytest.CaptureFixture[
     args = f"train --data {DATA} --bits 32 --epochs 2 --batch-size 50 --deployed 0 --out new".split()
     assert main(args) == 0
     assert len(re.findall(r"^epoch \d/2  loss \d.*32b ", capsys.readouterr().err, re.MULTILINE)) == 2
+
+
+def test_tensorboard_is_an_extra(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = f"train --data {DATA} --bits 32 --epochs 1 --batch-size 50 --deployed 0 --out new --tensorboard".split()
+    if find_spec("tensorboard") is None:
+        assert main(args) == 2
+        assert "edgeq[tensorboard]" in capsys.readouterr().err and not (here / "new").exists()
+        return
+    assert main(args) == 0
+    (events,) = (here / "new/tensorboard").iterdir()
+    written = events.read_bytes()
+    assert b"loss/ce_32" in written and b"accuracy/32 bits" in written
+
+
+def test_one_of_several_processes_speaks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RUN_ID", "none")
+        patch.setenv("RANK", "1")
+        assert main(["evaluate", "run", "--json", "-"]) == 0
+        assert capsys.readouterr() == ("", "")
+        patch.setenv("RANK", "0")
+        assert _json(capsys, "evaluate", "run")["run"] == "run"
 
 
 def test_a_terminal_gets_a_bar() -> None:

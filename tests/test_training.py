@@ -1,5 +1,6 @@
 """Training: it learns, stops cleanly, resumes to the bit, and refuses what it cannot do."""
 
+import copy
 import json
 import os
 import signal
@@ -14,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgeq import runs
+from edgeq import calib, launch, runs
 from edgeq.average import Average
 from edgeq.curriculum import Curriculum
-from edgeq.data import Dataset, Split, load
+from edgeq.data import Dataset, Split, decoded, load
 from edgeq.defenses import DEFENSES, Standard, StandardObjective, Turns
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
@@ -184,6 +185,33 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, widths: int) -> No
     torch.testing.assert_close(two[:, 0], one[:, 0], atol=0.02, rtol=0, equal_nan=True)
     # At 4 bits a difference in the last place can move a value to the next code.
     torch.testing.assert_close(two[:, 1], one[:, 1], atol=0.05, rtol=0, equal_nan=True)
+
+
+@pytest.mark.ci_slow
+def test_a_loss_that_one_process_cannot_use_stops_them_all(tmp_path: Path) -> None:
+    (tmp_path / "go.py").write_text(
+        "import os, sys, torch\n"
+        f"from edgeq.training import Diverged, train\n{NAMES}"
+        "from edgeq.defenses import DEFENSES, StandardObjective\n"
+        "class Broken(StandardObjective):\n"
+        "    def forward(self, images, labels, active, key=(0, 0, 0, 0)):\n"
+        "        found = super().forward(images, labels, active, key)\n"
+        "        if os.environ['RANK'] == '0' and key[2] == 2:\n"
+        "            found['loss'] = found['loss'] * float('inf')\n"
+        "        return found\n"
+        "DEFENSES['standard'] = lambda net, config: Broken(net, config.standard)\n"
+        "torch.set_num_threads(1)\n"
+        "try:\n"
+        f"    train({TINY!r}, out=sys.argv[1])\n"
+        "except Diverged as error:\n"
+        "    open(sys.argv[1] + '/diverged' + os.environ['RANK'], 'w').write(str(error))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29534"]
+    command = [*launcher, str(tmp_path / "go.py"), str(tmp_path / "run")]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    words = [(tmp_path / f"run/diverged{rank}").read_text() for rank in (0, 1)]
+    assert all("expected a finite loss" in text and "batch 2; start anew" in text for text in words)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path, data: Dataset) -> None:
@@ -362,6 +390,34 @@ def test_widths_that_take_turns_take_as_many_steps_each(
 
     train(replace(config, turns=Turns(1, passes)), out=tmp_path / "run", dataset=data, progress=watch)
     assert seen == (["ce_32", "ce_8", "ce_4"] * 3)[: 3 * rounds]  # a pass has three batches
+
+
+def test_metrics_hold_the_mean_of_every_width_that_took_its_turn(tmp_path: Path, data: Dataset) -> None:
+    steps: dict[str, list[float]] = {}
+
+    def watch(progress: Progress) -> None:
+        for name, value in progress.losses.items() if not progress.accuracy else ():
+            steps.setdefault(name, []).append(value)
+
+    train(replace(TINY, epochs=1, deployed=0.0), out=tmp_path / "run", dataset=data, progress=watch)
+    (line,) = (tmp_path / "run" / runs.METRICS).read_text().splitlines()
+    losses = json.loads(line)["losses"]
+    assert set(losses) == {"loss", "ce_32", "ce_8", "ce_4"}
+    assert losses == pytest.approx({name: sum(values) / len(values) for name, values in steps.items()})
+
+
+def test_the_average_ends_with_statistics_of_its_own(tmp_path: Path, data: Dataset) -> None:
+    net = train(replace(TINY, ema=0.9, deployed=0.0), out=tmp_path / "run", dataset=data)
+    norm = net.weighted()["conv"].norm.at(8)  # type: ignore[union-attr]
+    before = copy.deepcopy(norm)
+    calib.reestimate(net, decoded(data.train), bits=8)  # a quarter of them were held out in training
+    torch.testing.assert_close(before.running_mean, norm.running_mean, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(before.running_var, norm.running_var, atol=0.1, rtol=0.25)
+
+
+def test_a_batch_is_what_the_processes_can_share() -> None:
+    assert launch.batch_size(TINY, images=160, processes=2) == TINY.batch_size
+    assert launch.batch_size(replace(TINY, batch_size=128), images=75, processes=2) == 74
 
 
 def test_every_pass_has_its_own_order(tmp_path: Path, data: Dataset) -> None:

@@ -163,12 +163,10 @@ def _load_float(network, path: Path) -> None:
 
 def some_images(dataset: "Dataset", count: int):
     """Return images of the training split: those that training holds out for calibration, if there are so many."""
-    import torch
-
-    from edgeq.data import batches, holdout
+    from edgeq.data import decoded, holdout
 
     part, _ = holdout(dataset.train, min(count, len(dataset.train) // 2), seed=0)
-    return torch.cat([images for images, _ in batches(part, 256)])
+    return decoded(part)
 
 
 def _check_new(out: Path) -> None:

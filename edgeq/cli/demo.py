@@ -31,7 +31,7 @@ class Demo(AbstractCommand):
             with stopping() as stop:
                 result = tour(Tour(seed=self.seed), out=self.out, talk=talk, stop=stop)
         except Interrupted:
-            raise Stopped(f"stopped; the training so far is in {self.out}", again=()) from None
+            raise Stopped(f"stopped; what is done so far is in {self.out}", again=()) from None
         show(talk, result)
         wrong = [str(row["bits"]) for row in result["bits"] if not row["exact"]]
         if wrong:

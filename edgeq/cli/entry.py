@@ -93,11 +93,13 @@ def _run(args: list[str], place: str) -> int:
     command = parse(getattr(importlib.import_module(module), name), args[1:], prog=f"edgeq {args[0]}")
     if command is None:
         return 0
-    _check_json(command.json)
+    first = os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" not in os.environ  # of torchrun's processes
+    target = command.json if first else ""
+    _check_json(target)
     try:
-        _write_json(command.json, {"command": args[0], "edgeq": __version__, **command.run(Talk())})
+        _write_json(target, {"command": args[0], "edgeq": __version__, **command.run(Talk(mute=not first))})
     except Failed as error:
-        _write_json(command.json, {"command": args[0], "edgeq": __version__, **error.document})
+        _write_json(target, {"command": args[0], "edgeq": __version__, **error.document})
         raise
     except Stopped as error:
         again = [*args, *(option for option in error.again if option not in args)]

@@ -23,14 +23,18 @@ QUIET_SECONDS = 10.0  # a mistake found sooner is the only line
 
 
 class Talk:
-    """The only place that writes to stderr while a command runs."""
+    """The only place that writes to stderr while a command runs.
 
-    def __init__(self) -> None:
+    Args:
+        mute: Say nothing; for all processes of several but the first.
+    """
+
+    def __init__(self, *, mute: bool = False) -> None:
         from rich.console import Console
 
         # a log file has no width: tables there shall not be cut to the 80 columns that rich would assume
         width = None if sys.stderr.isatty() else LOG_COLUMNS
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, width=width)
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, width=width, quiet=mute)
 
     def note(self, text: str) -> None:
         """Write one line."""
@@ -88,13 +92,11 @@ class _OnBar:
         if now - self.shown < 0.1 and not progress.accuracy:  # redrawing costs more than a small step
             return
         self.shown = now
-        done = progress.epoch * progress.batches + progress.batch
-        if progress.accuracy:
-            done = (progress.epoch + 1) * progress.batches
+        done = 1.0 if progress.accuracy else progress.batch / progress.batches
         self.bar.update(
             self.task,
-            total=progress.epochs * progress.batches,
-            completed=done,
+            total=progress.epochs,
+            completed=progress.epoch + done,
             description=f"epoch {progress.epoch + 1}/{progress.epochs}",
             details=f"{_losses(progress.losses)}  {self.accuracy}",
         )

@@ -2,16 +2,17 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, MaybeFile, Stopped, Widths
 from edgeq.cli.talk import Talk
+from edgeq.errors import InputError, require
 
 if TYPE_CHECKING:
     from edgeq.defenses import Patches, TriQDef, Turns
-    from edgeq.training import TrainConfig
+    from edgeq.training import Progress, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class Train(AbstractCommand):
         precision: 32-bit floats, or bf16 where it is safe.
         device: Where to train.
         save_every: Seconds between saves within an epoch.
+        tensorboard: Write each epoch's losses and accuracies to RUN/tensorboard too.
     """
 
     out: Folder
@@ -130,6 +132,7 @@ class Train(AbstractCommand):
     precision: Literal["32", "bf16"] = "32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     save_every: float = 60.0
+    tensorboard: bool = False
 
     def config(self) -> "TrainConfig":
         """Return the choices in the form that `edgeq.train` takes."""
@@ -172,11 +175,37 @@ class Train(AbstractCommand):
             save_every=self.save_every,
         )
 
+    @contextlib.contextmanager
+    def _watched(self, progress: "Callable[[Progress], None]") -> "Iterator[Callable[[Progress], None]]":
+        """Give out what takes the progress: the screen, and TensorBoard where it is wanted."""
+        if not self.tensorboard:
+            yield progress
+            return
+        from edgeq.cli.board import Board
+
+        board: Board | None = None
+
+        def both(now: "Progress") -> None:
+            nonlocal board
+            if now.accuracy and board is None:  # now the run folder is surely ours
+                board = Board(self.out, now.epoch)
+            if board is not None:
+                board.take(now)
+            progress(now)
+
+        try:
+            yield both
+        finally:
+            if board is not None:
+                board.close()
+
     def _turns(self) -> "Turns | None":
         from edgeq.defenses import Turns
 
         if self.widths_per_step is None and self.passes == Turns().passes:
             return None
+        if self.widths_per_step is None and self.defense in ("dwq", "pbat"):
+            raise InputError(f"expected no --passes with defense {self.defense}, got {self.passes}; leave it out")
         widths = self.widths_per_step if self.widths_per_step is not None else int(self.defense == "standard")
         return Turns(widths, self.passes)
 
@@ -218,12 +247,16 @@ class Train(AbstractCommand):
             from edgeq.data import load
             from edgeq.training import Interrupted, train
         config = self.config()
+        if self.tensorboard:
+            require("tensorboard", "tensorboard")
         dataset = load(config.data, seed=0)
         try:
-            with stopping() as stop, talk.training() as progress:
-                net = train(config, out=self.out, resume=self.resume, progress=progress, stop=stop, dataset=dataset)
+            with stopping() as stop, talk.training() as progress, self._watched(progress) as watched:
+                net = train(config, out=self.out, resume=self.resume, progress=watched, stop=stop, dataset=dataset)
         except Interrupted:
             raise Stopped(f"stopped; the state is saved in {self.out}", again=("--resume",)) from None
+        if talk.console.quiet:  # not the first of several processes
+            return {}
         results = record_accuracies(talk, self.out, net, dataset)
         talk.note(f"the run is in {self.out}; next: edgeq export {self.out} --bits {min(self.bits)} --out ART")
         return {"run": str(self.out), "model": self.model, "data": self.data, "epochs": self.epochs, "results": results}

@@ -1,6 +1,7 @@
 from edgeq.data.augment import Augment as Augment
 from edgeq.data.loader import TrainBatches as TrainBatches
 from edgeq.data.loader import batches as batches
+from edgeq.data.loader import decoded as decoded
 from edgeq.data.specs import load as load
 from edgeq.data.splits import Dataset as Dataset
 from edgeq.data.splits import ImageFiles as ImageFiles

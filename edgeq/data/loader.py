@@ -117,3 +117,8 @@ def batches(split: Split | ImageFiles, batch_size: int, *, device: str | torch.d
         pairs = ((images, labels) for images, labels, _ in decoded)
     for images, labels in pairs:
         yield images.to(device), labels.to(device)
+
+
+def decoded(split: Split | ImageFiles) -> UInt8[Tensor, "n c h w"]:
+    """Return all images of a split, as `batches` has them."""
+    return torch.cat([images for images, _ in batches(split, 256)])

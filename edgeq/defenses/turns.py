@@ -52,7 +52,7 @@ class Turns:
         """Return the widths of the step with this key (seed, epoch, batch, process); the same in every process."""
         groups = self._groups(active)
         if len(groups) > 1 or self.all_at_once(active):
-            return groups[key[2] % len(groups)]
+            return groups[(key[1] + key[2]) % len(groups)]  # an epoch begins with another one than the epoch before
         order = torch.randperm(len(active) - 2, generator=generator("widths", *key[:3]))
         between = sorted(order[: self.widths - 2].tolist())
         return (active[0], *(active[1 + i] for i in between), active[-1])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-FLOAT32_EXACT = 1 << 24
+from edgeq.export.multiplier import FLOAT32_EXACT
 
 
 def exact_conv2d(

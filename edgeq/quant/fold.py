@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from edgeq.quant.exact import FLOAT32_EXACT
+from edgeq.export.multiplier import FLOAT32_EXACT
 from edgeq.quant.quantizer import quantize, round_ste, snap
 
 BIAS_LIMIT = 2**30  # keeps bias + products inside int32

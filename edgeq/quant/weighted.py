@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeq.export.multiplier import shift_for
+from edgeq.export.multiplier import FLOAT32_EXACT, shift_for
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width, weight_range
 from edgeq.quant.correction import SHIFT, WEIGHT, Corrections, per_channel, plus
-from edgeq.quant.exact import FLOAT32_EXACT, exact_conv2d, exact_linear
+from edgeq.quant.exact import exact_conv2d, exact_linear
 from edgeq.quant.fold import Affine, Folded, Implied, batchnorm_affine, fold, implied
 from edgeq.quant.quantizer import SCALE_FLOOR, lsq_step, mse_steps, quantize
 from edgeq.quant.units import AbstractUnit, Output, Value, activate

@@ -39,6 +39,18 @@ def test_every_width_has_its_turn(active: tuple[int, ...], widths: int, passes: 
     assert 1 <= turns.rounds(active) <= max(1, passes or 99)
 
 
+@given(active=WIDTHS, widths=st.integers(0, 8), batches=st.integers(1, 3))
+def test_every_width_has_its_turn_however_few_batches_an_epoch_has(
+    active: tuple[int, ...], widths: int, batches: int
+) -> None:
+    keys = [(0, epoch, batch, 0) for epoch in range(60) for batch in range(batches)]
+    steps = [Turns(widths).drawn(active, key) for key in keys]
+    assert {bits for step in steps for bits in step} == set(active)
+    if widths in (1, 2):
+        often = [sum(bits in step for step in steps) for bits in active]
+        assert max(often) - min(often) <= len(steps) / 10
+
+
 @pytest.mark.parametrize("wrong", [{"widths": -1}, {"passes": -1}])
 def test_negative_counts_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError, match="0 or more"):
