@@ -1,6 +1,9 @@
 """Networks for small images, torchvision's by name, and the user's own by import path."""
 
+import contextlib
 import importlib
+import inspect
+from collections.abc import Callable
 
 from torch import nn
 
@@ -42,14 +45,31 @@ def _torchvision(name: str, classes: int) -> nn.Module:
 
 def _own(name: str, classes: int) -> nn.Module:
     module, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise InputError(f"expected a model as package.module:factory, got {name!r}; write the import path in full")
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"expected {name!r} to name an importable factory, got: {error}; check PYTHONPATH") from error
-    try:
-        model = factory(classes=classes)
-    except TypeError:
-        model = factory()
+    if not callable(factory):
+        raise InputError(f"expected {name!r} to name a function or class, got a {type(factory).__name__}; name another")
+    model = factory(**_arguments(factory, name, classes))
     if not isinstance(model, nn.Module):
         raise InputError(f"expected {name!r} to return a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def _arguments(factory: Callable[..., object], name: str, classes: int) -> dict[str, int]:
+    """Return what a factory is called with; its signature decides, so that errors within it stay its own."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError) as error:  # written in C
+        raise InputError(f"expected {name!r} to have a signature, got: {error}; wrap it in a function") from error
+    for arguments in ({"classes": classes}, {}):
+        with contextlib.suppress(TypeError):
+            signature.bind(**arguments)
+            return arguments
+    raise InputError(
+        f"expected {name!r} to take classes= or nothing, got the arguments {signature}; name a function that fills in "
+        "the others"
+    )
