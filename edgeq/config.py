@@ -10,6 +10,8 @@ from edgeq.defenses import DEFENSES, DWQ, Patches, Standard, TriQDef, Turns
 from edgeq.errors import InputError
 from edgeq.quant.network import QuantConfig
 
+SEEDS = range(-(1 << 63), 1 << 64)  # what torch.manual_seed takes
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -74,6 +76,8 @@ class TrainConfig:
             raise InputError(f"expected at least 1 epoch and batches of 2, got {self.epochs} and {self.batch_size}")
         if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
             raise InputError(f"expected lr > 0 and weight_decay >= 0, got {self.lr} and {self.weight_decay}")
+        if self.seed not in SEEDS:
+            raise InputError(f"expected a seed from {SEEDS[0]} to {SEEDS[-1]}, got {self.seed}; choose another")
         if not 0 <= self.save_every < math.inf:
             raise InputError(f"expected save_every in seconds, 0 or more, got {self.save_every}; 60 are usual")
         if not 0.0 <= self.deployed < 1.0 or not 0.0 <= self.ema < 1.0:

@@ -22,6 +22,7 @@ leaves a choice:
 Everything is computed once per width and in one product per image for all pairs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,12 +69,12 @@ class Alignment:
 
     def __post_init__(self) -> None:
         """Check the choices."""
-        if min(self.alpha, self.beta) < 0.0 or self.alpha + self.beta == 0.0:
+        if not (0.0 <= self.alpha < math.inf and 0.0 <= self.beta < math.inf and self.alpha + self.beta > 0.0):
             raise InputError(f"expected alpha and beta of 0 or more, not both 0, got {self.alpha} and {self.beta}")
         if not 0.0 < self.q < 1.0:
             raise InputError(f"expected q between 0 and 1, got {self.q}; 0.85 leaves 15 % of the pixels as edges")
-        if self.sharpness <= 0.0:
-            raise InputError(f"expected a positive sharpness, got {self.sharpness}")
+        if not 0.0 < self.sharpness < math.inf:
+            raise InputError(f"expected a finite, positive sharpness, got {self.sharpness}; 100 is usual")
         if self.bins < 3 or self.block < 1 or (self.cell is not None and self.cell < 1):
             raise InputError(
                 f"expected bins >= 3, block >= 1 and cell >= 1 (or none), got {self.bins}, {self.block}, {self.cell}"

@@ -1,3 +1,4 @@
+import math
 """The alignment penalty: laws, reductions, refusals, derivatives."""
 
 import pytest
@@ -151,8 +152,11 @@ def test_derivatives(choices: Alignment, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"alpha": -1.0}, "alpha and beta of 0 or more"),
         ({"alpha": 0.0, "beta": 0.0}, "not both 0"),
+        ({"alpha": math.nan}, "got nan and 1.0"),
+        ({"beta": math.inf}, "got 0.5 and inf"),
         ({"q": 1.0}, "q between 0 and 1"),
         ({"sharpness": 0.0}, "positive sharpness"),
+        ({"sharpness": math.nan}, "finite, positive sharpness"),
         ({"bins": 2}, "bins >= 3"),
         ({"channels": "all"}, "'each' or 'mean'"),
     ],
