@@ -76,7 +76,7 @@ def save(
     from .verify import certify
 
     path = Path(path)
-    _check_place(path)
+    check_place(path)
     model = build(graph, target).SerializeToString()
     certificate = certify(graph, model, target=target, inputs=inputs, quick=True)
     certificate.require_exact()
@@ -104,7 +104,7 @@ def load(path: str | os.PathLike[str]) -> Artefact:
     contents = {name: _checked(path, name, manifest) for name in FILES}
     graph = graphfile.from_bytes(contents[GRAPH], contents[TENSORS])
     loaded = Artefact(path, manifest, graph, contents[MODEL], tuple(json.loads(contents[LABELS])))
-    _check_manifest(loaded)
+    _check_manifest(loaded, contents[CERTIFICATE])
     return loaded
 
 
@@ -114,15 +114,20 @@ def labels(graph: IntegerGraph) -> tuple[str, ...]:
     return graph.classes or tuple(str(index) for index in range(count))
 
 
-def _check_manifest(loaded: Artefact) -> None:
+def _check_manifest(loaded: Artefact, certificate: bytes) -> None:
     """Raise where the manifest, which has no hash of its own, lacks something or speaks of another graph."""
     manifest = loaded.manifest
     try:
         fits = manifest["bits"] == loaded.graph.bits and tuple(manifest["classes"]) == loaded.labels
+        made_for = json.loads(certificate)["target"]  # a model cannot be checked as one of another dialect
         for name in ("target", "name"):
             if not isinstance(manifest[name], str):
                 raise TypeError(name)
-        dict(manifest["origin"])
+        for name, body in (("origin", manifest["origin"]), ("versions", manifest.get("versions", {}))):
+            if not isinstance(body, dict):
+                raise TypeError(f"{name}, {body!r} is no object")
+        if not isinstance(manifest["origin"].get("data") or "", str):
+            raise TypeError(f"data of its origin, {manifest['origin']['data']!r} is no text")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"expected an artefact's manifest in {loaded.path}, got one without or with a wrong {error}; the artefact "
@@ -132,6 +137,11 @@ def _check_manifest(loaded: Artefact) -> None:
         raise InputError(
             f"expected {loaded.path / MANIFEST} to fit {GRAPH}, got other bits or classes; the artefact is damaged, "
             "export it again"
+        )
+    if manifest["target"] != made_for:
+        raise InputError(
+            f"expected the target {made_for!r} of {CERTIFICATE} in {loaded.path / MANIFEST}, got "
+            f"{manifest['target']!r}; the artefact is damaged, export it again"
         )
 
 
@@ -151,7 +161,8 @@ def _checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
     return (path / name).read_bytes()
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Refuse a place where `save` would have to spoil something else."""
     if path.is_file() or path.is_symlink():
         raise InputError(f"expected a folder to make, got the file {path}; choose another place")
     if not path.exists():

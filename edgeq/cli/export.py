@@ -60,12 +60,13 @@ class Export(AbstractCommand):
             from edgeq.runs import load_run
         info, net = load_run(self.folder)
         widths = check_widths(self.bits, net.bits) if self.bits else net.quantized_bits()
+        places = self._places(widths)
         graphs = {b: lower(net, bits=b, classes=info.classes, name=info.model) for b in widths}
         dataset = load_fitting(info.data, info.classes, info.image_shape)
         images = next(iter(batches(dataset.test, PROOF_IMAGES)))[0].numpy()
         rows = []
         for bits, graph in graphs.items():
-            out = self.out if len(graphs) == 1 else self.out.with_name(f"{self.out.name}-b{bits}")
+            out = places[bits]
             with talk.busy(f"writing and proving {out}"):
                 save(graph, path=out, target=self.target, origin=origin(self.folder, info, out), inputs=images)
             artefact = load(out)
@@ -85,6 +86,23 @@ class Export(AbstractCommand):
             [(r["artefact"], str(r["bits"]), str(r["size_bytes"]), "yes") for r in rows],
         )
         return {"run": str(self.folder), "artefacts": rows}
+
+    def _places(self, widths: tuple[int, ...]) -> dict[int, Path]:
+        """Return each width's folder, all of them checked before the first is written."""
+        from edgeq.export.artefact import check_place
+
+        if len(widths) == 1:
+            places = {widths[0]: self.out}
+        elif self.out.name in ("", ".."):
+            raise InputError(
+                f"expected a folder name for --out, which -b{widths[0]} and so on are added to, got {self.out}; name "
+                "one, for example --out art"
+            )
+        else:
+            places = {b: self.out.with_name(f"{self.out.name}-b{b}") for b in widths}
+        for place in places.values():
+            check_place(place)
+        return places
 
     def _file(self, talk: Talk) -> Document:
         """Import a quantized ONNX file, and say what that changes."""
