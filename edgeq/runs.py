@@ -26,7 +26,11 @@ from edgeq.quant.correction import make_room
 from edgeq.quant.network import MultiBitNet, QuantConfig
 
 CONFIG, WEIGHTS, METRICS, STATE, RESULTS = "config.json", "weights.safetensors", "metrics.jsonl", "state", "results"
+EVALUATION = "evaluate.json"
 FORMAT = 1
+TEXT, OBJECT, LIST = (str, "a text"), (dict, "an object"), (list, "a list")
+FIELDS = {"model": TEXT, "data": TEXT, "quant": OBJECT, "classes": LIST, "image_shape": LIST, "training": OBJECT}
+LONGEST_SIDE = 1 << 15  # pixels; beyond any image, and short of what makes torch overflow
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ def hardware() -> dict[str, Any]:
 
 
 def write_info(folder: Path, info: RunInfo) -> None:
-    """Write config.json."""
+    """Write config.json; refuse a folder with damaged metrics, to which a training could add nothing."""
+    read_metrics(folder)
     body = {
         "format": FORMAT,
         "model": info.model,
@@ -89,11 +94,12 @@ def read_info(folder: Path) -> RunInfo:
             raise InputError(
                 f"expected run format {FORMAT} in {folder}, got {body['format']}; use the edgeq that made it"
             )
+        _check_fields(body, folder)
         quant = body["quant"]
         named = layer_bits.checked(quant.get("layer_bits", {}))
         quant = QuantConfig(**{**quant, "bits": tuple(quant["bits"]), "layer_bits": named})
         channels, height, width = body["image_shape"]
-        shape = (int(channels), int(height), int(width))
+        shape = (channels, height, width)
         return RunInfo(body["model"], body["data"], quant, tuple(body["classes"]), shape, body["training"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -101,6 +107,36 @@ def read_info(folder: Path) -> RunInfo:
         raise InputError(
             f"expected a run's config.json in {folder}, got one without or with a wrong {error}; train the run again"
         ) from error
+
+
+def _check_fields(body: dict[str, Any], folder: Path) -> None:
+    """Refuse values of another kind than `write_info` writes; a missing field is a KeyError."""
+    wrong = [
+        f"{name} as {words}, got {_short(value)}"
+        for name, (kind, words) in FIELDS.items()
+        if not isinstance(value := body[name], kind)
+    ]
+    wrong += [
+        f"{name} as an object, got {_short(body[name])}"
+        for name in ("versions", "hardware")
+        if not isinstance(body.get(name, {}), dict)
+    ]
+    if not wrong:
+        classes, shape, quant = body["classes"], body["image_shape"], body["quant"]
+        if not classes or not all(isinstance(name, str) for name in classes):
+            wrong.append(f"classes as one name or more, got {_short(classes)}")
+        if len(shape) != 3 or not all(type(size) is int and 0 < size <= LONGEST_SIDE for size in shape):
+            wrong.append(f"image_shape as channels, height and width, got {_short(shape)}")
+        numbers = [*quant["bits"], quant.get("edge_bits", 0)]
+        if not all(type(number) is int for number in numbers) or type(quant.get("full_range", False)) is not bool:
+            wrong.append(f"whole numbers and a yes or no in quant, got {_short(quant)}")
+    if wrong:
+        raise InputError(f"expected in {folder / CONFIG} {wrong[0]}; the file is damaged, train the run again")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def new_network(info: RunInfo) -> MultiBitNet:
@@ -146,23 +182,76 @@ def requantized(info: RunInfo, net: MultiBitNet) -> MultiBitNet:
 
 
 def load_into(net: MultiBitNet, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Copy tensors into a network, or say which do not fit."""
+    """Copy tensors into a network, or say which do not fit, or hold what no training leaves behind."""
     make_room(net, tensors)
     wanted = net.state_dict()
     wrong = sorted(wanted.keys() ^ tensors.keys()) or sorted(
-        name for name, tensor in wanted.items() if tensors[name].shape != tensor.shape
+        name
+        for name, tensor in wanted.items()
+        if tensors[name].shape != tensor.shape or tensors[name].is_floating_point() != tensor.is_floating_point()
     )
     if wrong:
         raise InputError(
             f"expected the tensors of this network in {source}, got a different set or shape at {wrong[0]!r} "
             f"({len(wrong)} in all); config.json and weights do not belong together"
         )
+    check_numbers(tensors, source)
     net.load_state_dict(tensors)
+
+
+def check_numbers(tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Refuse tensors with a number that is not finite, as float32 holds it, and variances below 0."""
+    for name, tensor in tensors.items():
+        numbers = tensor.float()
+        variance = name.endswith("running_var")
+        if not bool(torch.isfinite(numbers).all()) or (variance and bool((numbers < 0).any())):
+            kind = "finite numbers of 0 or more" if variance else "finite numbers"
+            raise InputError(
+                f"expected {kind} in {name!r} of {source}, got others; the file is damaged, train the run again"
+            )
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
     """Add one line to metrics.jsonl; lines of epochs from this one on (left by a killed run) are dropped."""
+    kept = [json.dumps(before) for before in read_metrics(folder) if before["epoch"] < line["epoch"]]
+    write_text(folder / METRICS, "\n".join([*kept, json.dumps(line)]) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, none where there is no file, or say what is wrong with it."""
     path = folder / METRICS
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [text for text in lines if json.loads(text)["epoch"] < line["epoch"]]
-    write_text(path, "\n".join([*kept, json.dumps(line)]) + "\n")
+    if not path.exists():
+        return []
+    try:
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"expected one JSON object a line in {path}, got '{error}'; remove the damaged file"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or type(line.get("epoch")) is not int:
+            raise InputError(
+                f"expected an object with a whole number as epoch in line {number} of {path}, got {_short(line)}; "
+                "remove the damaged file"
+            )
+    return lines
+
+
+def read_evaluation(folder: Path) -> list[dict[str, Any]]:
+    """Return the accuracy of each width that `edgeq evaluate` measured, none where it did not run."""
+    path = folder / RESULTS / EVALUATION
+    if not path.exists():
+        return []
+    body = read_json(path)
+    rows = body.get("results") if isinstance(body, dict) else None
+    strange = [None] if not isinstance(rows, list) else [row for row in rows if not _is_accuracy(row)]
+    if rows is None or strange:
+        raise InputError(
+            f"expected results with bits and accuracy in {path}, got {_short(strange[0])}; remove the damaged file and "
+            "run edgeq evaluate again"
+        )
+    return rows
+
+
+def _is_accuracy(row: object) -> bool:
+    return isinstance(row, dict) and type(row.get("bits")) is int and isinstance(row.get("accuracy"), int | float)

@@ -3,14 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from edgeq import runs
 from edgeq.cli import main
-from edgeq.files import save_tensors
+from edgeq.files import load_tensors, save_tensors
+from edgeq.quant.network import QuantConfig
 
 DATA = "signs:train=200,test=100"  # of made_run, too
 
@@ -34,7 +37,11 @@ def _classes(here: Path, *, names: tuple[str, ...] = ("a", "b"), empty: str = ""
 
 
 def _text(path: str, text: str) -> Prepare:
-    return lambda here: (here / path).write_text(text) and None  # type: ignore[return-value]
+    def write(here: Path) -> None:
+        (here / path).parent.mkdir(exist_ok=True)
+        (here / path).write_text(text)
+
+    return write
 
 
 def _remove(path: str) -> Prepare:
@@ -66,11 +73,42 @@ def _fill(path: str) -> Prepare:
     return fill
 
 
+def _tensor(name: str, value: float) -> Prepare:
+    def spoil(here: Path) -> None:
+        tensors = load_tensors(here / "run/weights.safetensors")
+        tensors[name].view(-1)[-1] = value
+        save_tensors(here / "run/weights.safetensors", tensors)
+
+    return spoil
+
+
+def _unfinished(metrics: str) -> Prepare:
+    def cut(here: Path) -> None:
+        (here / "run/weights.safetensors").unlink()
+        (here / "run/metrics.jsonl").write_text(metrics)
+
+    return cut
+
+
 def _weights(shape: tuple[int, ...]) -> Prepare:
     return lambda here: save_tensors(here / "float.safetensors", {"conv.weight": torch.zeros(shape)})
 
 
+def _wide(other: str) -> Prepare:
+    def widen(here: Path) -> None:
+        info = replace(runs.read_info(here / "run"), quant=QuantConfig(bits=(8, 4)))
+        runs.write_info(here / "run", info)
+        runs.save_weights(here / "run", runs.new_network(info))
+        _fill(other)(here)
+
+    return widen
+
+
+NAN, INF = float("nan"), float("inf")
+VARIANCE = "units.conv.norm.norms.4.running_var"
+ODD_METRICS = '{"epoch": 0, "accuracy": {"9": 0.5}}'
 TRAIN = f"train --data {DATA} --out new"
+RESUME = f"train --data {DATA} --out run --resume --bits 32 4 --epochs 1 --batch-size 50 --deployed 0"  # made_run's
 PTQ = f"calibrate --model resnet8 --data {DATA} --weights float.safetensors --out new"
 
 CASES: tuple[tuple[str, str, Prepare, str], ...] = (
@@ -92,6 +130,9 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("unknown model", f"{TRAIN} --model resnet9", _nothing, "'resnet9'"),
     ("unknown torchvision model", f"{TRAIN} --model torchvision/resnet9", _nothing, "'resnet9'"),
     ("no such factory", f"{TRAIN} --model no.such:thing", _nothing, "no.such:thing"),
+    ("a model that is a module", f"{TRAIN} --model os:path", _nothing, "os:path"),
+    ("a model of other arguments", f"{TRAIN} --model torch.nn:Linear", _nothing, "in_features"),
+    ("a model without a module", f"{TRAIN} --model :thing", _nothing, "package.module:factory"),
     ("model that needs other images", f"{TRAIN} --model torchvision/vit_b_16", _nothing, "expected"),
     ("unknown defence", f"{TRAIN} --defense magic", _nothing, "'magic'"),
     ("patches on no image", f"{TRAIN} --defense patch-at --rho 0", _nothing, "rho"),
@@ -101,6 +142,9 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("unknown tap", f"{TRAIN} --defense triqdef --taps layer7", _nothing, "layer7"),
     ("negative penalty", f"{TRAIN} --defense triqdef --lambda-fdp -1", _nothing, "lambda_fdp"),
     ("no part in the penalties", f"{TRAIN} --defense triqdef --alpha 0 --beta 0", _nothing, "alpha"),
+    ("a penalty that is no number", f"{TRAIN} --defense triqdef --epochs 2 --alpha nan", _nothing, "nan"),
+    ("an infinite penalty", f"{TRAIN} --defense triqdef --epochs 2 --beta inf", _nothing, "inf"),
+    ("a seed beyond torch's", f"{TRAIN} --seed 99999999999999999999999", _nothing, "99999999999999999999999"),
     ("several widths with pbat", f"{TRAIN} --defense pbat", _nothing, "one width"),
     ("distillation elsewhere", f"{TRAIN} --defense dwq --distill 0.5", _nothing, "no distill"),
     ("distillation in turns", f"{TRAIN} --distill 0.5", _nothing, "take turns"),
@@ -125,12 +169,52 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("run with damaged config", "evaluate run", _text("run/config.json", "{"), "config.json"),
     ("run without a field", "evaluate run", _edit("run/config.json", quant=None), "quant"),
     ("run of another format", "evaluate run", _edit("run/config.json", format=99), "99"),
+    ("run with a list as quant", "evaluate run", _edit("run/config.json", quant=[32, 4]), "quant as an object"),
+    ("run with odd widths", "evaluate run", _edit("run/config.json", quant={"bits": [32.0, 4]}), "whole numbers"),
+    ("run with a number as model", "evaluate run", _edit("run/config.json", model=8), "model as a text, got 8"),
+    ("run with a number as data", "evaluate run", _edit("run/config.json", data=3), "data as a text, got 3"),
+    ("run with a text as classes", "evaluate run", _edit("run/config.json", classes="stop"), "classes as a list"),
+    ("run with numbers as classes", "evaluate run", _edit("run/config.json", classes=[1, 2]), "[1, 2]"),
+    ("run with a flat image", "evaluate run", _edit("run/config.json", image_shape=[3, 0, 32]), "[3, 0, 32]"),
+    (
+        "run with a list as training",
+        "export run --out new",
+        _edit("run/config.json", training=[]),
+        "training as an object",
+    ),
+    (
+        "report of such a run",
+        "report run --out new",
+        _edit("run/config.json", training="none"),
+        "training as an object",
+    ),
+    (
+        "resume of such a run",
+        f"train --data {DATA} --out run --resume",
+        _edit("run/config.json", training=7),
+        "training",
+    ),
+    ("report of a run of version 1", "report run --out new", _edit("run/config.json", versions=1), "versions"),
+    ("run with NaN weights", "evaluate run", _tensor("units.conv.weight", NAN), "'units.conv.weight'"),
+    (
+        "run with an infinite step",
+        "export run --out new",
+        _tensor("grids.conv.steps.4", -INF),
+        "'grids.conv.steps.4'",
+    ),
+    ("run with negative variances", "export run --out new", _tensor(VARIANCE, -1.0), f"0 or more in '{VARIANCE}'"),
+    ("damaged evaluation", "evaluate run", _text("run/results/evaluate.json", "{}"), "evaluate.json"),
+    ("report of one", "report run --out new", _text("run/results/evaluate.json", '{"results": [{}]}'), "evaluate.json"),
+    ("resume with damaged metrics", RESUME, _unfinished('{"epoch": 0'), "metrics.jsonl"),
+    ("resume with other metrics", RESUME, _unfinished("[]"), "line 1"),
     ("run with another network", "evaluate run", _edit("run/config.json", model="resnet20"), "weights.safetensors"),
     ("run with cut weights", "evaluate run", _cut("run/weights.safetensors"), "weights.safetensors"),
     ("run without weights", "export run --out new", _remove("run/weights.safetensors"), "weights.safetensors"),
     ("float width exported", "export run --bits 32 --out new", _nothing, "32"),
     ("unknown target", "export run --bits 4 --target magic --out new", _nothing, "'magic'"),
     ("export over other files", "export run --bits 4 --out box", _fill("box"), "box"),
+    ("export over other files at one width", "export run --out box", _wide("box-b4"), "box-b4"),
+    ("export without a name", "export run --out .", _wide("box"), "--out art"),
     ("no artefact", "verify run", _nothing, "manifest.json"),
     ("artefact without model", "verify art", _remove("art/model.onnx"), "model.onnx"),
     ("artefact with changed model", "verify art", _cut("art/model.onnx"), "SHA-256"),
@@ -138,6 +222,8 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("artefact with changed certificate", "report art --out new", _text("art/certificate.json", "{}"), "SHA-256"),
     ("manifest with other bits", "verify art", _edit("art/manifest.json", bits=2), "other bits"),
     ("manifest without target", "verify art", _edit("art/manifest.json", target=None), "target"),
+    ("manifest with another target", "verify art", _edit("art/manifest.json", target="trt"), "'trt'"),
+    ("manifest of odd data", "evaluate art", _edit("art/manifest.json", origin={"data": 3}), "3 is no text"),
     ("manifest without hashes", "verify art", _edit("art/manifest.json", files={}), "SHA-256"),
     ("manifest of another format", "verify art", _edit("art/manifest.json", format=99), "format"),
     ("no images to verify with", "verify art --images 0", _nothing, "0"),
@@ -146,6 +232,7 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("unknown engine", "bench art --engines magic", _nothing, "'magic'"),
     ("negative threads", "bench art --threads -1", _nothing, "-1"),
     ("no time", "bench art --seconds 0", _nothing, "seconds"),
+    ("any noise", "bench art --limit inf", _nothing, "finite limit"),
     ("widths of an artefact", "evaluate art --bits 4", _nothing, "--bits"),
     ("transfer of nothing", "transfer nowhere", _nothing, "nowhere"),
     ("transfer of an artefact", "transfer art", _nothing, "config.json"),
@@ -164,6 +251,8 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("nothing to report", "report --out new", _nothing, "expected run or artefact folders"),
     ("report into a folder", "report run --out box", _fill("box"), "box"),
     ("results that are no results", "report run --out new --results list.json", _text("list.json", "[]"), "list.json"),
+    ("metrics without epochs", "report run --out new", _text("run/metrics.jsonl", "3\n"), "line 1"),
+    ("metrics of odd widths", "report run --out new", _text("run/metrics.jsonl", ODD_METRICS), "'9'"),
     ("damaged metrics", "report run --out new", _text("run/metrics.jsonl", "{\n"), "metrics.jsonl"),
     ("nothing to calibrate", "calibrate --out new", _nothing, "expected a run"),
     ("run and weights", "calibrate run --model resnet8 --out new", _nothing, "both"),

@@ -10,11 +10,9 @@ from edgeq.data import Dataset, load
 from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.export import Artefact
-from edgeq.files import read_json, write_json
+from edgeq.files import write_json
 from edgeq.integer import evaluate_integer, runner
 from edgeq.quant.network import MultiBitNet
-
-EVALUATION = "evaluate.json"
 
 
 def device(name: str) -> str:
@@ -58,6 +56,7 @@ def record_accuracies(
 ) -> list[dict[str, Any]]:
     """Measure widths on the whole test split, show them, and merge them into the run's results if `keep`."""
     widths = bits or net.bits
+    before = runs.read_evaluation(folder) if keep else []
     with talk.busy(f"evaluating {len(dataset.test)} test images at {', '.join(map(str, widths))} bits"):
         results = accuracies(net, dataset.test, bits=widths)
     rows = [{"bits": r.bits, "accuracy": r.accuracy, "correct": r.correct, "total": r.total} for r in results]
@@ -67,11 +66,9 @@ def record_accuracies(
         [(str(r.bits), f"{100 * r.accuracy:.2f} %", str(r.correct), str(r.total)) for r in results],
     )
     if keep:
-        path = folder / runs.RESULTS / EVALUATION
-        before = read_json(path)["results"] if path.exists() else []
         others = [row for row in before if row["bits"] not in widths]
         merged = sorted([*others, *rows], key=lambda row: -row["bits"])
-        write_json(path, {"data": dataset.name, "results": merged})
+        write_json(folder / runs.RESULTS / runs.EVALUATION, {"data": dataset.name, "results": merged})
     return rows
 
 

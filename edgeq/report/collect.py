@@ -4,7 +4,6 @@ An artefact belongs to the network of the run that it was exported from, if that
 and has the same weights; else it stands for itself. Measurements belong to a model by its SHA-256.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgeq.robustness.store import FOLDER
 Json = Mapping[str, Any]  # Any: JSON
 ATTACKS = ("robustness.json", "attacks.json")
 SENSITIVITY = "sensitivity.json"
+WIDTHS = tuple(map(str, (32, *range(2, 9))))  # as JSON names them
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _from_run(folder: Path, label: str, artefacts: Sequence[Artefact], more: Seq
     info = runs.read_info(folder)
     kept = sorted((folder / runs.RESULTS).glob("*.json"))
     documents = [*(_document(path) for path in kept), *more]
-    simulated = {row["bits"]: row["accuracy"] for row in _rows_of(folder / runs.RESULTS / "evaluate.json")}
+    simulated = {row["bits"]: row["accuracy"] for row in runs.read_evaluation(folder)}
     rows = [_row(artefact, documents, simulated) for artefact in artefacts]
     for bits in sorted(set(simulated) - {row.bits for row in rows}):
         size = _float_bytes(artefacts[0]) if bits == 32 and artefacts else None
@@ -133,7 +133,7 @@ def _from_run(folder: Path, label: str, artefacts: Sequence[Artefact], more: Seq
         model=info.model,
         data=info.data,
         rows=_sorted(rows),
-        metrics=_metrics(folder / runs.METRICS),
+        metrics=_metrics(folder),
         training=info.training,
         versions=read_json(folder / runs.CONFIG).get("versions", {}),
         machine=_machine(rows, documents),
@@ -216,10 +216,6 @@ def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (-row.bits, row.target)))
 
 
-def _rows_of(path: Path) -> list[Json]:
-    return list(_document(path).get("results", ())) if path.exists() else []
-
-
 def _document(path: Path) -> Json:
     body = read_json(path)
     if not isinstance(body, dict):
@@ -229,12 +225,15 @@ def _document(path: Path) -> Json:
     return body
 
 
-def _metrics(path: Path) -> tuple[Json, ...]:
-    if not path.exists():
-        return ()
-    try:
-        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    except ValueError as error:
-        raise InputError(
-            f"expected one JSON object a line in {path}, got '{error}'; remove the damaged file"
-        ) from error
+def _metrics(folder: Path) -> tuple[Json, ...]:
+    lines = runs.read_metrics(folder)
+    for number, line in enumerate(lines, start=1):
+        accuracy = line.get("accuracy", {})
+        if not isinstance(accuracy, dict) or not all(
+            bits in WIDTHS and isinstance(value, int | float) for bits, value in accuracy.items()
+        ):
+            raise InputError(
+                f"expected the accuracy of each width in line {number} of {folder / runs.METRICS}, got {accuracy!r}; "
+                "remove the damaged file"
+            )
+    return tuple(lines)
