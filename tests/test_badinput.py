@@ -192,7 +192,7 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
         "resume of such a run",
         f"train --data {DATA} --out run --resume",
         _edit("run/config.json", training=7),
-        "training",
+        "training as an object",
     ),
     ("report of a run of version 1", "report run --out new", _edit("run/config.json", versions=1), "versions"),
     ("run with NaN weights", "evaluate run", _tensor("units.conv.weight", NAN), "'units.conv.weight'"),

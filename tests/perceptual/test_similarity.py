@@ -1,5 +1,6 @@
-import math
 """The alignment penalty: laws, reductions, refusals, derivatives."""
+
+import math
 
 import pytest
 import torch
