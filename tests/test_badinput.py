@@ -233,6 +233,7 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("negative threads", "bench art --threads -1", _nothing, "-1"),
     ("no time", "bench art --seconds 0", _nothing, "seconds"),
     ("any noise", "bench art --limit inf", _nothing, "finite limit"),
+    ("negative seed of a benchmark", "bench art --seed -1", _nothing, "seed of 0 or more"),
     ("widths of an artefact", "evaluate art --bits 4", _nothing, "--bits"),
     ("transfer of nothing", "transfer nowhere", _nothing, "nowhere"),
     ("transfer of an artefact", "transfer art", _nothing, "config.json"),

@@ -12,6 +12,7 @@ twice the time, at most `Plan.attempts` times in all; the steadiest attempt is r
 too wide, so that nobody publishes it.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -59,8 +60,13 @@ class Plan:
                 f"expected rounds >= {BLOCKS}, warmup >= 0, attempts >= 1 and draws >= 10, got {self.rounds}, "
                 f"{self.warmup}, {self.attempts} and {self.draws}"
             )
-        if not self.limit > 0 or not 0.5 <= self.confidence < 1:
-            raise InputError(f"expected limit > 0 and confidence in 0.5..1, got {self.limit} and {self.confidence}")
+        if not 0 < self.limit < math.inf or not 0.5 <= self.confidence < 1:  # infinity is no number for JSON
+            raise InputError(
+                f"expected a finite limit above 0 and confidence in 0.5..1, got {self.limit} and {self.confidence}; "
+                "0.05 is usual, 1 accepts nearly everything"
+            )
+        if self.seed < 0:
+            raise InputError(f"expected a seed of 0 or more, got {self.seed}; choose another")
 
 
 @dataclass(frozen=True)
