@@ -182,7 +182,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, widths: int) -> No
     two = (first + second) / 2
     # Same images, same statistics: in float only the order of summation differs, and training amplifies it slowly.
     torch.testing.assert_close(two[0, 0], one[0, 0], atol=1e-4, rtol=0)
-    # At 4 bits a difference in the last place can move a value to the next code; in turns, so can it for float's weights.
+    # At 4 bits a difference in the last place can move a value to the next code; in turns that reaches float too.
     torch.testing.assert_close(two[:, 0], one[:, 0], atol=0.05 if widths else 0.02, rtol=0, equal_nan=True)
     torch.testing.assert_close(two[:, 1], one[:, 1], atol=0.05, rtol=0, equal_nan=True)
 
