@@ -49,7 +49,7 @@ def static_model(source: Path, target: Path, images: np.ndarray) -> None:
             self.items = iter([{name: (images[i : i + 1].astype(np.float32) - 128) / 64} for i in range(32)])
 
         def get_next(self) -> dict:
-            return next(self.items, None)  # type: ignore[return-value]
+            return next(self.items, {})  # empty: the end
 
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)

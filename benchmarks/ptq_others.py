@@ -64,7 +64,7 @@ def ort_static(model: Path, images: Floats, calibration: str, activations: str, 
             self.items: Iterator[dict] = ({IMAGE: images[i : i + BATCH]} for i in range(0, len(images), BATCH))
 
         def get_next(self) -> dict:
-            return next(self.items, None)  # type: ignore[return-value]
+            return next(self.items, {})  # empty: the end
 
     nodes = list(onnx.load(model).graph.node)
     first = next(i for i, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm", "MatMul"))

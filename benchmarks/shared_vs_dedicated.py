@@ -25,7 +25,7 @@ from provenance import commit
 from edgeq import calib, runs
 from edgeq.config import plain
 from edgeq.curriculum import Curriculum
-from edgeq.data import Dataset, holdout, load
+from edgeq.data import Dataset, decoded, holdout, load
 from edgeq.defenses import Standard, Turns
 from edgeq.evaluate import accuracies
 from edgeq.files import read_json, write_json
@@ -137,7 +137,7 @@ def post_training(net: MultiBitNet, config: TrainConfig, data: Dataset) -> dict[
             for bits in BITS:
                 if unit.norm is not None and twin.norm is not None:
                     twin.norm.at(bits).load_state_dict(unit.norm.at(32).state_dict())
-    images = holdout(data.train, CALIBRATION_IMAGES, seed=0)[0].images  # type: ignore[union-attr]
+    images = decoded(holdout(data.train, CALIBRATION_IMAGES, seed=0)[0])
     found = {}
     for method in calib.METHODS:
         calib.calibrate(other.eval(), images, method=method)

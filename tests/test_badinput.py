@@ -49,7 +49,10 @@ def _remove(path: str) -> Prepare:
 
 
 def _cut(path: str) -> Prepare:
-    return lambda here: (here / path).write_bytes((here / path).read_bytes()[:-100]) and None  # type: ignore[return-value]
+    def cut(here: Path) -> None:
+        (here / path).write_bytes((here / path).read_bytes()[:-100])
+
+    return cut
 
 
 def _edit(path: str, **changes: object) -> Prepare:

@@ -191,14 +191,19 @@ class WeightedUnit(AbstractUnit):
         return Value(quantize(u, lo, hi).to(x.codes.dtype), self.out_step(), max(hi, -lo), self.output.grid)
 
 
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    high, wide = sizes
+    return high, wide
+
+
 class ConvUnit(WeightedUnit):
     """Convolution, BatchNorm, ReLU."""
 
     def __init__(self, *args, layer: nn.Conv2d, **kwargs) -> None:
         super().__init__(*args, layer=layer, **kwargs)
-        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
         assert not isinstance(layer.padding, str)
-        self.padding = layer.padding
+        self.stride, self.padding, self.dilation = map(_pair, (layer.stride, layer.padding, layer.dilation))
+        self.groups = layer.groups
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the convolution without bias."""
@@ -210,9 +215,9 @@ class ConvUnit(WeightedUnit):
             x,
             weight,
             reach=reach,
-            stride=self.stride,  # type: ignore[arg-type]
-            padding=self.padding,  # type: ignore[arg-type]
-            dilation=self.dilation,  # type: ignore[arg-type]
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
             groups=self.groups,
         )
 
