@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import commit
+from provenance import commit, without_place
 from torch import Tensor, nn
 
 from edgeq.attacks import GAP, Goal, Success, Surrogate, answers, pixels, success, surrogate
@@ -154,7 +154,7 @@ def main() -> None:
         total[name] = {"rate": round(both.rate, 4), "interval": [round(v, 4) for v in both.interval()]}
     body = {
         "model": info.model,
-        "data": info.data,
+        "training": without_place(info.training),
         "clean_accuracy": round(float((clean.argmax(1) == test.labels).float().mean()), 4),
         **{name: getattr(args, name) for name in ("size", "top", "left", "steps", "images", "test")},
         "rows": rows,

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from provenance import commit
+from provenance import commit, without_place
 from ptq_others import Floats, float_model, nncf_quantized, openvino_logits, ort_logits, ort_static
 
 from edgeq import calib, runs
@@ -166,8 +166,8 @@ def main() -> None:
     task = Task(info, net, images, dataset.test)
     body = read_json(args.out) if args.out.exists() else {"runs": {}}
     entry = body["runs"].setdefault(args.run.name, {"rows": {}})
-    described = {"model": info.model, "data": info.data.partition(":")[0], "images": len(images)}
-    entry.update(described, test=len(dataset.test), training=info.training, machine=describe(), versions=versions())
+    described = {"model": info.model, "training": without_place(info.training), "images": len(images)}
+    entry.update(described, test=len(dataset.test), machine=describe(), versions=versions())
     entry["commit"] = commit()
     rows = {"float": lambda: {"32": round(100 * accuracies(net, dataset.test, bits=(32,))[0].accuracy, 3)}}
     rows |= {ours.name: lambda ours=ours: ours.run(task) for ours in OURS}

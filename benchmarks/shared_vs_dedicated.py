@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import commit
+from provenance import commit, without_place
 
 from edgeq import calib, runs
 from edgeq.config import plain
@@ -74,7 +74,6 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
 
 def ablations(plain: TrainConfig) -> dict[str, TrainConfig]:
     """Return what else the default variant is trained with."""
-
     return {
         "all-at-once": replace(plain, turns=Turns()),
         "three-widths": replace(plain, turns=Turns(3)),
@@ -112,7 +111,7 @@ def adopt(out: Path, plan: list[Job], work: Path, config: Json) -> None:
     if not out.exists():
         return
     body = read_json(out)
-    changed = [name for name, value in config.items() if name != "data" and body["config"].get(name) != value]
+    changed = [name for name, value in config.items() if body["config"].get(name) != value]
     if changed:
         name = changed[0]
         raise SystemExit(
@@ -197,7 +196,8 @@ def main() -> None:
     seeds = args.seeds or (3 if args.plan == "signs" else 1)
     data = load(config.data)
     plan = jobs(args.plan, config, seeds)
-    adopt(args.out, plan, args.work, plain(config))
+    said = without_place(plain(config))
+    adopt(args.out, plan, args.work, said)
     code = commit()
     index, count = (int(part) for part in args.shard.split("/"))
     for job in plan[index::count]:
@@ -208,7 +208,7 @@ def main() -> None:
         body = {
             "command": f"python benchmarks/shared_vs_dedicated.py --plan {args.plan}",
             "plan": args.plan,
-            "config": plain(config),
+            "config": said,
             "seeds": seeds,
             "finished": len(results),
             "jobs": len(plan),
