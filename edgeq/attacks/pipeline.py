@@ -20,9 +20,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from edgeq.attacks.ball import Ball, Pace
 from edgeq.attacks.base import VANISHED
 from edgeq.attacks.goal import Goal, Loss, Victim, check_goal
 from edgeq.data.seeds import generator
@@ -78,7 +79,7 @@ class Attacked:
 
 def ways_for(purifier: AbstractPurifier) -> tuple[str, ...]:
     """Return the ways that mean something for a purifier: `soft` needs codewords, `eot` and `fixed` need noise."""
-    idle = ("soft",) if purifier.stochastic else ("eot", "fixed")
+    idle = (() if purifier.codewords else ("soft",)) + (() if purifier.stochastic else ("eot", "fixed"))
     return tuple(way for way in WAYS if way not in idle)
 
 
@@ -110,7 +111,7 @@ def attack_pipeline(
     check_goal(Goal(labels), images)
     parts = []
     for number, (x, y) in enumerate(zip(images.split(effort.batch_size), labels.split(effort.batch_size), strict=True)):
-        ball = _Ball(x, eps / 255)
+        ball = Ball(x, eps / 255)
         key = f"{way} {eps} {seed} {number}"
         gen = generator("pipeline", key)
         if way == "square":
@@ -128,20 +129,6 @@ def right(
     """Return which images the pipeline names rightly."""
     pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
     return torch.cat([deployed(x).argmax(1) == y for x, y in pairs])
-
-
-class _Ball:
-    """The images within eps of some bytes."""
-
-    def __init__(self, images: UInt8[Tensor, "n c h w"], eps: float) -> None:
-        self.centre, self.eps = images.float() / 255.0, eps
-
-    def project(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return (self.centre + (x - self.centre).clamp(-self.eps, self.eps)).clamp(0.0, 1.0)
-
-    def random(self, gen: torch.Generator) -> Float[Tensor, "n c h w"]:
-        noise = torch.rand(self.centre.shape, generator=gen).to(self.centre)
-        return self.project(self.centre + self.eps * (2 * noise - 1))
 
 
 class _Climber:
@@ -183,7 +170,7 @@ def _identity(view: Purified) -> Victim:
     return victim
 
 
-def _starts(climber: _Climber, ball: _Ball, gen: torch.Generator) -> Attacked:
+def _starts(climber: _Climber, ball: Ball, gen: torch.Generator) -> Attacked:
     """Climb from several starts and keep the end that the pipeline does worst on, image by image."""
     best = to_bytes(ball.centre)
     rank = torch.full((len(best),), -torch.inf, dtype=torch.float64, device=best.device)
@@ -200,10 +187,10 @@ def _starts(climber: _Climber, ball: _Ball, gen: torch.Generator) -> Attacked:
     return Attacked(best, sum(flats) / len(flats))
 
 
-def _climb(climber: _Climber, ball: _Ball, start: int, gen: torch.Generator) -> tuple[UInt8[Tensor, "n c h w"], float]:
+def _climb(climber: _Climber, ball: Ball, start: int, gen: torch.Generator) -> tuple[UInt8[Tensor, "n c h w"], float]:
     """Return the best iterate of one start (the last, if none can be told) and the fraction of vanished gradients."""
     goal, loss = climber.goal, LOSSES[start % len(LOSSES)]
-    x, flats = ball.random(gen), []
+    x, flats, pace = ball.random(gen), [], Pace(climber.effort.steps)
     best, rank = to_bytes(x), torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
     for t in range(climber.effort.steps):
         x.requires_grad_()
@@ -212,8 +199,7 @@ def _climb(climber: _Climber, ball: _Ball, start: int, gen: torch.Generator) -> 
             (grad,) = torch.autograd.grad(losses.sum(), (x,), materialize_grads=True)
         strongest = grad.flatten(1).abs().amax(1)
         flats.append(float((~(strongest > VANISHED)).float().mean()))
-        rate = ball.eps / 4 * (0.5 + 0.5 * math.cos(math.pi * t / climber.effort.steps))
-        x = ball.project(x.detach() + rate * torch.nan_to_num(grad).sign())
+        x = ball.project(x.detach() + ball.eps * pace.at(t) * torch.nan_to_num(grad).sign())
         sent = to_bytes(x)
         if climber.chooses:
             with torch.no_grad():
@@ -226,9 +212,7 @@ def _climb(climber: _Climber, ball: _Ball, start: int, gen: torch.Generator) -> 
 
 
 @torch.no_grad()
-def _square(
-    deployed: Purified, ball: _Ball, goal: Goal, queries: int, gen: torch.Generator
-) -> UInt8[Tensor, "n c h w"]:
+def _square(deployed: Purified, ball: Ball, goal: Goal, queries: int, gen: torch.Generator) -> UInt8[Tensor, "n c h w"]:
     """Search by answers alone: one square of +-eps per image and question, kept where the margin grows."""
     n, c, h, w = ball.centre.shape
     device = ball.centre.device

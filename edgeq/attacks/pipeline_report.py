@@ -121,6 +121,7 @@ class _Nothing(AbstractPurifier):
     """The purifier that leaves images as they are."""
 
     stochastic = False
+    codewords = False
 
     def encode(self, images: Tensor) -> Tensor:
         return images

@@ -23,7 +23,7 @@ from edgeq.errors import InputError
 
 if TYPE_CHECKING:
     from edgeq.attacks.pipeline_report import Assault
-    from edgeq.purifiers import ALP, PureVQ, PurifierConfig
+    from edgeq.purifiers import Method, PurifierConfig
 
 MaybeNumber = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
 MaybeCount = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
@@ -36,7 +36,8 @@ class Train(AbstractCommand):
 
     Attributes:
         out: Run folder to make.
-        kind: purevq: a codebook between encoder and decoder. alp: Gaussian noise between them.
+        kind: purevq: a codebook between encoder and decoder. alp: Gaussian noise between them. vae: a variational
+            autoencoder.
         data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH or imagenet:PATH; labels are not looked at.
         epochs: Passes over the training images.
         resume: Go on with an unfinished run in --out; give the same options as before.
@@ -50,7 +51,8 @@ class Train(AbstractCommand):
         code_dim: purevq: length of a codeword (16).
         beta: purevq: weight of the commitment loss (0.25).
         adversarial: purevq: weight of the discriminator, 0 for none (0.1).
-        latent: alp: channels of the bottleneck (64).
+        latent: alp, vae: channels of the bottleneck (64, 16).
+        kl: vae: weight of the divergence from the prior (0.001).
         sigma: alp: noise at the start, in standard deviations of the latent (0.5).
         fixed_sigma: alp: do not learn sigma.
         rate: alp: price of the bottleneck's capacity (0.01).
@@ -60,7 +62,7 @@ class Train(AbstractCommand):
     """
 
     out: Folder
-    kind: Literal["purevq", "alp"] = "purevq"
+    kind: Literal["purevq", "alp", "vae"] = "purevq"
     data: DataSpec = "signs"
     epochs: int = 30
     resume: bool = False
@@ -75,6 +77,7 @@ class Train(AbstractCommand):
     beta: MaybeNumber = None
     adversarial: MaybeNumber = None
     latent: MaybeCount = None
+    kl: MaybeNumber = None
     sigma: MaybeNumber = None
     fixed_sigma: bool = False
     rate: MaybeNumber = None
@@ -97,7 +100,7 @@ class Train(AbstractCommand):
             save_every=self.save_every,
         )
 
-    def _method(self) -> "PureVQ | ALP":
+    def _method(self) -> "Method":
         from edgeq.purifiers import METHODS
 
         kinds = {method.kind: method for method in METHODS}
@@ -109,10 +112,10 @@ class Train(AbstractCommand):
         foreign = sorted(set(given) - {f.name for f in fields(method)})
         if foreign:
             option = "fixed_sigma" if foreign[0] == "learn_sigma" else foreign[0]
-            other = next(kind for kind in kinds if kind != self.kind)
+            owners = [m.kind for m in METHODS if foreign[0] in {f.name for f in fields(m)}]
             raise InputError(
-                f"expected options of {self.kind}, got --{option.replace('_', '-')}, which is one of {other}; leave it "
-                f"out or use --kind {other}"
+                f"expected options of {self.kind}, got --{option.replace('_', '-')}, which is one of "
+                f"{' and '.join(owners)}; leave it out or use --kind {owners[0]}"
             )
         return method(**given)
 

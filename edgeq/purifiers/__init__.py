@@ -5,6 +5,7 @@ from edgeq.purifiers.base import AbstractPurifier as AbstractPurifier
 from edgeq.purifiers.base import Draw as Draw
 from edgeq.purifiers.base import Purified as Purified
 from edgeq.purifiers.config import METHODS as METHODS
+from edgeq.purifiers.config import Method as Method
 from edgeq.purifiers.config import PurifierConfig as PurifierConfig
 from edgeq.purifiers.evaluate import fidelity as fidelity
 from edgeq.purifiers.evaluate import purified_accuracies as purified_accuracies
@@ -13,3 +14,4 @@ from edgeq.purifiers.folders import load_purifier as load_purifier
 from edgeq.purifiers.purevq import PureVQ as PureVQ
 from edgeq.purifiers.training import Progress as Progress
 from edgeq.purifiers.training import train_purifier as train_purifier
+from edgeq.purifiers.vae import VAE as VAE

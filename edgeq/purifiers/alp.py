@@ -79,6 +79,7 @@ class ALPPurifier(AbstractPurifier):
     """Encoder, noise, decoder."""
 
     stochastic = True
+    codewords = False
 
     def __init__(self, config: ALP) -> None:
         super().__init__()

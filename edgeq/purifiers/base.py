@@ -49,9 +49,11 @@ class AbstractPurifier(nn.Module, ABC):
 
     Attributes:
         stochastic: Whether the result depends on the draw.
+        codewords: Whether the bottleneck chooses among some, which a temperature softens.
     """
 
     stochastic: bool
+    codewords: bool
 
     def forward(
         self, images: Shaped[Tensor, "n c h w"], *, draw: Draw = FIXED, temperature: float = 0.0

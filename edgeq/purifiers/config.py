@@ -8,8 +8,10 @@ from typing import Any, Literal
 from edgeq.errors import InputError
 from edgeq.purifiers.alp import ALP
 from edgeq.purifiers.purevq import PureVQ
+from edgeq.purifiers.vae import VAE
 
-METHODS: tuple[type[PureVQ] | type[ALP], ...] = (PureVQ, ALP)
+Method = PureVQ | ALP | VAE
+METHODS: tuple[type[Method], ...] = (PureVQ, ALP, VAE)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PurifierConfig:
         save_every: Seconds between saves within an epoch.
     """
 
-    method: PureVQ | ALP = field(default_factory=PureVQ)
+    method: Method = field(default_factory=PureVQ)
     data: str = "signs"
     epochs: int = 30
     batch_size: int = 64

@@ -102,6 +102,7 @@ class PureVQPurifier(AbstractPurifier):
     """Encoder, codebook, decoder."""
 
     stochastic = False
+    codewords = True
 
     def __init__(self, config: PureVQ, vectors: int) -> None:
         super().__init__()

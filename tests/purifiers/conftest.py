@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from edgeq.data import Dataset, Split
-from edgeq.purifiers import ALP, PureVQ, PurifierConfig, train_purifier
+from edgeq.purifiers import ALP, VAE, Method, PureVQ, PurifierConfig, train_purifier
 
 SIDE = 16
 TINY_VQ = PureVQ(channels=8, blocks=1, codes=16, code_dim=4, discriminator=4, adversarial_from=0.5)
 TINY_FSQ = PureVQ(channels=8, blocks=1, bottleneck="fsq", levels=(3, 4), adversarial=0.0)
 TINY_ALP = ALP(channels=8, blocks=1, latent=8)
-METHODS = {"vq": TINY_VQ, "fsq": TINY_FSQ, "alp": TINY_ALP}
+TINY_VAE = VAE(channels=8, blocks=1, latent=4)
+METHODS = {"vq": TINY_VQ, "fsq": TINY_FSQ, "alp": TINY_ALP, "vae": TINY_VAE}
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +41,11 @@ def dataset(train: int = 48, test: int = 20) -> Dataset:
     )
 
 
-def config(method: PureVQ | ALP, **changes: object) -> PurifierConfig:
+def config(method: Method, **changes: object) -> PurifierConfig:
     return PurifierConfig(**{"method": method, "epochs": 2, "batch_size": 16, "device": "cpu", **changes})  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="session", params=["vq", "fsq", "alp"])
+@pytest.fixture(scope="session", params=["vq", "fsq", "alp", "vae"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of each tiny purifier."""
     out = tmp_path_factory.mktemp(request.param) / "run"
@@ -63,4 +64,11 @@ def vq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alp_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alp") / "run"
     train_purifier(config(TINY_ALP), out=out, dataset=dataset())
+    return out
+
+
+@pytest.fixture(scope="session")
+def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("vae") / "run"
+    train_purifier(config(TINY_VAE), out=out, dataset=dataset())
     return out

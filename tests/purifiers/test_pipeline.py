@@ -10,7 +10,7 @@ from edgeq.attacks.pipeline import WAYS, Effort, attack_pipeline, right, ways_fo
 from edgeq.attacks.pipeline_report import Assault, bare_accuracy, withstood
 from edgeq.errors import InputError
 from edgeq.purifiers import ALP, AbstractPurifier, Purified
-from tests.purifiers.conftest import SIDE, TINY_FSQ, TINY_VQ, images
+from tests.purifiers.conftest import SIDE, TINY_FSQ, TINY_VAE, TINY_VQ, images
 
 QUICK = Effort(steps=6, starts=2, eot=3, queries=60, batch_size=7)
 LABELS = torch.arange(10) % 2
@@ -21,7 +21,7 @@ class Rounds(AbstractPurifier):
 
     def __init__(self, *, gradient: bool = True, noise: float = 0.0) -> None:
         super().__init__()
-        self.gradient, self.noise, self.stochastic = gradient, noise, noise > 0
+        self.gradient, self.noise, self.stochastic, self.codewords = gradient, noise, noise > 0, noise == 0
         self.parameter = torch.nn.Parameter(torch.zeros(()))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def test_robust_is_the_minimum_over_the_ways_and_falls_with_eps() -> None:
     assert bare[64]["rate"] == 0
 
 
-@pytest.mark.parametrize("method", [TINY_VQ, TINY_FSQ, ALP(8, 1, latent=8)], ids=["vq", "fsq", "alp"])
+@pytest.mark.parametrize("method", [TINY_VQ, TINY_FSQ, ALP(8, 1, latent=8), TINY_VAE], ids=["vq", "fsq", "alp", "vae"])
 def test_real_purifiers_can_be_attacked_in_all_their_ways(method) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -98,6 +98,7 @@ def test_the_paper_form_says_that_it_is_not_exportable() -> None:
 
 class _Identity(AbstractPurifier):
     stochastic = False
+    codewords = False
 
     def encode(self, images):
         return images
