@@ -13,6 +13,8 @@ from PIL import Image
 from edgeq import runs
 from edgeq.cli import main
 from edgeq.files import load_tensors, save_tensors
+from edgeq.purifiers import ALP, PurifierConfig, PurifierInfo
+from edgeq.purifiers.folders import save_weights, write_info
 from edgeq.quant.network import QuantConfig
 
 DATA = "signs:train=200,test=100"  # of made_run, too
@@ -107,11 +109,18 @@ def _wide(other: str) -> Prepare:
     return widen
 
 
+def _purifier(here: Path) -> None:
+    config = PurifierConfig(ALP(channels=2, blocks=0, latent=1))
+    write_info(here / "alp", PurifierInfo(config, (3, 16, 16)))
+    save_weights(here / "alp", config.method.build((3, 16, 16), 2))
+
+
 NAN, INF = float("nan"), float("inf")
 VARIANCE = "units.conv.norm.norms.4.running_var"
 ODD_METRICS = '{"epoch": 0, "accuracy": {"9": 0.5}}'
 TRAIN = f"train --data {DATA} --out new"
 RESUME = f"train --data {DATA} --out run --resume --bits 32 4 --epochs 1 --batch-size 50 --deployed 0"  # made_run's
+SMOOTH = f"purify train --kind srl --data {DATA} --out new"
 PTQ = f"calibrate --model resnet8 --data {DATA} --weights float.safetensors --out new"
 
 CASES: tuple[tuple[str, str, Prepare, str], ...] = (
@@ -252,6 +261,23 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("black box on nothing", "transfer run --attacks patch-mono --surrogates joint", _nothing, "black boxes"),
     ("quick without attacks", "evaluate run --quick", _nothing, "--attacks"),
     ("attacks on an artefact", "evaluate art --attacks gap", _nothing, "--attacks"),
+    ("smoothing without a start", f"{SMOOTH}", _nothing, "--start RUN with --kind srl"),
+    ("smoothing of nothing", f"{SMOOTH} --start nowhere", _nothing, "nowhere, got nothing"),
+    ("smoothing of a classifier", f"{SMOOTH} --start run", _nothing, "a purifier's run in run"),
+    ("smoothing of another purifier", f"{SMOOTH} --start alp", _purifier, "kind vae in alp, got one of alp"),
+    ("the network of a smoothing", f"{SMOOTH} --start run --channels 8", _nothing, "--channels, which is one of"),
+    (
+        "a start of another kind",
+        "purify train --kind vae --start run --out new",
+        _nothing,
+        "--start, which is one of srl",
+    ),
+    (
+        "a free decoder elsewhere",
+        "purify train --free-decoder --out new",
+        _nothing,
+        "--free-decoder, which is one of srl",
+    ),
     ("nothing to report", "report --out new", _nothing, "expected run or artefact folders"),
     ("report into a folder", "report run --out box", _fill("box"), "box"),
     ("results that are no results", "report run --out new --results list.json", _text("list.json", "[]"), "list.json"),

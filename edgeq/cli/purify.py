@@ -37,7 +37,7 @@ class Train(AbstractCommand):
     Attributes:
         out: Run folder to make.
         kind: purevq: a codebook between encoder and decoder. alp: Gaussian noise between them. vae: a variational
-            autoencoder.
+            autoencoder. srl: a finished vae, trained on against attacks.
         data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH or imagenet:PATH; labels are not looked at.
         epochs: Passes over the training images.
         resume: Go on with an unfinished run in --out; give the same options as before.
@@ -53,6 +53,13 @@ class Train(AbstractCommand):
         adversarial: purevq: weight of the discriminator, 0 for none (0.1).
         latent: alp, vae: channels of the bottleneck (64, 16).
         kl: vae: weight of the divergence from the prior (0.001).
+        start: srl: run folder of the vae to smooth; the network's options are its own.
+        eps: srl: largest change of a pixel in training, of 255 (8).
+        steps: srl: gradient steps of the attack in training (5).
+        step: srl: their size, in units of eps (0.3).
+        gamma: srl: weight of staying near the start's latents (0.1).
+        clean: srl: weight of the reconstruction of clean images (1).
+        free_decoder: srl: train the decoder, too.
         sigma: alp: noise at the start, in standard deviations of the latent (0.5).
         fixed_sigma: alp: do not learn sigma.
         rate: alp: price of the bottleneck's capacity (0.01).
@@ -62,7 +69,7 @@ class Train(AbstractCommand):
     """
 
     out: Folder
-    kind: Literal["purevq", "alp", "vae"] = "purevq"
+    kind: Literal["purevq", "alp", "vae", "srl"] = "purevq"
     data: DataSpec = "signs"
     epochs: int = 30
     resume: bool = False
@@ -78,6 +85,13 @@ class Train(AbstractCommand):
     adversarial: MaybeNumber = None
     latent: MaybeCount = None
     kl: MaybeNumber = None
+    start: MaybeFolder = None
+    eps: MaybeNumber = None
+    steps: MaybeCount = None
+    step: MaybeNumber = None
+    gamma: MaybeNumber = None
+    clean: MaybeNumber = None
+    free_decoder: bool = False
     sigma: MaybeNumber = None
     fixed_sigma: bool = False
     rate: MaybeNumber = None
@@ -101,22 +115,28 @@ class Train(AbstractCommand):
         )
 
     def _method(self) -> "Method":
-        from edgeq.purifiers import METHODS
+        from edgeq.purifiers import METHODS, SRL, srl_from
 
         kinds = {method.kind: method for method in METHODS}
         every = {f.name for method in METHODS for f in fields(method)}
         given = {name: getattr(self, name) for name in every if getattr(self, name, None) is not None}
         if self.fixed_sigma:
             given["learn_sigma"] = False
+        if self.free_decoder:
+            given["frozen_decoder"] = False
         method = kinds[self.kind]
         foreign = sorted(set(given) - {f.name for f in fields(method)})
         if foreign:
-            option = "fixed_sigma" if foreign[0] == "learn_sigma" else foreign[0]
+            option = {"learn_sigma": "fixed_sigma", "frozen_decoder": "free_decoder"}.get(foreign[0], foreign[0])
             owners = [m.kind for m in METHODS if foreign[0] in {f.name for f in fields(m)}]
             raise InputError(
                 f"expected options of {self.kind}, got --{option.replace('_', '-')}, which is one of "
                 f"{' and '.join(owners)}; leave it out or use --kind {owners[0]}"
             )
+        if method is SRL:
+            if self.start is None:
+                raise InputError("expected --start RUN with --kind srl, got none; name a finished run of --kind vae")
+            return srl_from(**given)
         return method(**given)
 
     def run(self, talk: Talk) -> Document:

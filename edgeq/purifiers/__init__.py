@@ -11,7 +11,9 @@ from edgeq.purifiers.evaluate import fidelity as fidelity
 from edgeq.purifiers.evaluate import purified_accuracies as purified_accuracies
 from edgeq.purifiers.folders import PurifierInfo as PurifierInfo
 from edgeq.purifiers.folders import load_purifier as load_purifier
+from edgeq.purifiers.folders import srl_from as srl_from
 from edgeq.purifiers.purevq import PureVQ as PureVQ
+from edgeq.purifiers.srl import SRL as SRL
 from edgeq.purifiers.training import Progress as Progress
 from edgeq.purifiers.training import train_purifier as train_purifier
 from edgeq.purifiers.vae import VAE as VAE

@@ -8,10 +8,11 @@ from typing import Any, Literal
 from edgeq.errors import InputError
 from edgeq.purifiers.alp import ALP
 from edgeq.purifiers.purevq import PureVQ
+from edgeq.purifiers.srl import SRL
 from edgeq.purifiers.vae import VAE
 
-Method = PureVQ | ALP | VAE
-METHODS: tuple[type[Method], ...] = (PureVQ, ALP, VAE)
+Method = PureVQ | ALP | VAE | SRL
+METHODS: tuple[type[Method], ...] = (PureVQ, ALP, VAE, SRL)
 
 
 @dataclass(frozen=True)
@@ -65,4 +66,5 @@ def restored(body: dict[str, Any]) -> PurifierConfig:
     kind = method.pop("kind")
     made = {m.kind: m for m in METHODS}[kind]
     lists = {f.name: tuple(method[f.name]) for f in fields(made) if isinstance(method.get(f.name), list)}
-    return PurifierConfig(**{**body, "method": made(**{**method, **lists})})
+    nested = {"network": VAE(**method["network"])} if made is SRL else {}
+    return PurifierConfig(**{**body, "method": made(**{**method, **lists, **nested})})

@@ -3,12 +3,15 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeq import runs
 from edgeq.errors import InputError
-from edgeq.files import load_tensors, read_json, save_tensors, write_json
+from edgeq.files import load_tensors, read_json, save_tensors, sha256, write_json
 from edgeq.purifiers.base import AbstractPurifier
 from edgeq.purifiers.config import PurifierConfig, plain, restored
+from edgeq.purifiers.srl import SRL
+from edgeq.purifiers.vae import VAE
 
 FORMAT = 1
 
@@ -85,6 +88,20 @@ def load_purifier(folder: str | os.PathLike[str], *, device: str = "cpu") -> tup
         )
     purifier.load_state_dict(tensors)
     return info, purifier.requires_grad_(False).to(device).eval()
+
+
+def srl_from(start: str | os.PathLike[str], **choices: Any) -> SRL:
+    """Return the smoothing of a finished autoencoder.
+
+    Args:
+        start: Run folder of kind vae.
+        choices: Fields of `SRL` but its first three.
+    """
+    info, _ = load_purifier(start)
+    network = info.config.method
+    if not isinstance(network, VAE):
+        raise InputError(f"expected a run of kind vae in {start}, got one of {network.kind}; train one with --kind vae")
+    return SRL(str(start), sha256(Path(start) / runs.WEIGHTS), network, **choices)
 
 
 def check_folder(out: Path, config: PurifierConfig, *, resume: bool) -> None:

@@ -14,6 +14,8 @@ from edgeq.evaluate import accuracies
 from edgeq.purifiers import (
     ALP,
     METHODS,
+    SRL,
+    VAE,
     AbstractPurifier,
     Draw,
     PureVQ,
@@ -176,7 +178,10 @@ def test_wrong_choices_are_refused(make, words: str) -> None:
     assert isinstance(caught.value, InputError) or "jaxtyping" in type(caught.value).__module__
 
 
-@pytest.mark.parametrize("method", [m() for m in METHODS], ids=[m.kind for m in METHODS])
+CHOICES = (PureVQ(), ALP(), VAE(), SRL("run", "0" * 64, VAE(latent=4), eps=4.0))
+
+
+@pytest.mark.parametrize("method", CHOICES, ids=[m.kind for m in METHODS])
 def test_choices_survive_json(method) -> None:
     config = PurifierConfig(method=method, epochs=3)
     assert restored(plain(config)) == config
