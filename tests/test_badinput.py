@@ -278,6 +278,18 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
         _nothing,
         "--free-decoder, which is one of srl",
     ),
+    (
+        "latents of another purifier",
+        "purify evaluate alp --against latent",
+        _purifier,
+        "kind vae or srl with --against",
+    ),
+    (
+        "latents beside other attacks",
+        "purify evaluate alp --against latent square --classifier run",
+        _purifier,
+        "--against latent alone",
+    ),
     ("nothing to report", "report --out new", _nothing, "expected run or artefact folders"),
     ("report into a folder", "report run --out box", _fill("box"), "box"),
     ("results that are no results", "report run --out new --results list.json", _text("list.json", "[]"), "list.json"),

@@ -17,7 +17,7 @@ from edgeq.cli.command import (
     MaybeFolder,
     Stopped,
 )
-from edgeq.cli.purify_show import counting, progress, show_attacks, show_fidelity, told
+from edgeq.cli.purify_show import counting, progress, show_attacks, show_fidelity, show_latent, told
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
 
@@ -230,7 +230,8 @@ class Evaluate(AbstractCommand):
     Attributes:
         folder: A purifier's run folder.
         classifier: Run folder of the classifier behind it.
-        against: all, or some of straight, soft, identity, eot, fixed, transfer, square (see docs/purifiers.md).
+        against: all, or some of straight, soft, identity, eot, fixed, transfer, square (see docs/purifiers.md). Or
+            latent: attacks on the latents of a vae or srl, which need no classifier.
         eps: Largest changes of a pixel, of 255.
         images: Test images to attack.
         steps: Gradient steps of an attack.
@@ -266,7 +267,8 @@ class Evaluate(AbstractCommand):
             from edgeq.data import load
             from edgeq.purifiers import fidelity, load_purifier
             from edgeq.purifiers.alp import SAMPLES
-        if self.classifier is None and (self.bits or self.against):
+        latent = self.against == ("latent",)
+        if self.classifier is None and (self.bits or (self.against and not latent)):
             option = "--bits" if self.bits else "--against"
             raise InputError(f"expected --classifier RUN with {option}, got none; name the classifier's run")
         if self.images < 2:
@@ -274,7 +276,7 @@ class Evaluate(AbstractCommand):
         info, purifier = load_purifier(self.folder, device=device(self.device))
         samples = self.samples if self.samples is not None else SAMPLES if purifier.stochastic else 1
         _check_samples(samples, stochastic=purifier.stochastic)
-        assault = self._assault(purifier) if self.against else None
+        assault = self._assault(info.config.method.kind, purifier) if self.against else None
         document: dict[str, Any] = {"run": str(self.folder), "kind": info.config.method.kind, "samples": samples}
         if self.classifier is None:
             spec = self.data or info.config.data
@@ -288,7 +290,9 @@ class Evaluate(AbstractCommand):
         show_fidelity(talk, self.folder, document["fidelity"])
         if rows:
             document |= {"classifier": str(self.classifier), "results": rows}
-        if assault is not None:
+        if assault is not None and latent:
+            document["latent"] = self._drawn_away(talk, purifier, dataset, assault)
+        elif assault is not None:
             document["attacks"] = self._attacked(talk, purifier, samples, dataset, assault)
         if not self.data:
             _keep(self.folder, {name: document[name] for name in document if name not in ("run", "not_exportable")})
@@ -328,18 +332,47 @@ class Evaluate(AbstractCommand):
         )
         return spec, dataset, rows
 
-    def _assault(self, purifier: Any) -> "Assault":
+    def _assault(self, kind: str, purifier: Any) -> "Assault":
         """Return what is tried, checked before anything heavy is done."""
+        from edgeq.attacks.latent import LATENT_WAYS
         from edgeq.attacks.pipeline import Effort, ways_for
         from edgeq.attacks.pipeline_report import Assault
 
+        effort = Effort(steps=self.steps, starts=self.starts, eot=self.eot, queries=self.queries)
+        if self.against == ("latent",):
+            if kind not in ("vae", "srl"):
+                raise InputError(f"expected a run of kind vae or srl with --against latent, got one of {kind}")
+            return Assault(ways=LATENT_WAYS, eps=self.eps, effort=effort, seed=self.seed)
+        if "latent" in self.against:
+            raise InputError("expected --against latent alone, got other ways beside it; evaluate twice")
         known = ways_for(purifier)
         ways = known if self.against == ("all",) else self.against
         for way in ways:
             if way not in known:
                 raise InputError(f"expected --against all or some of {', '.join(known)}, got {way!r}")
-        effort = Effort(steps=self.steps, starts=self.starts, eot=self.eot, queries=self.queries)
         return Assault(ways=ways, eps=self.eps, effort=effort, seed=self.seed)
+
+    def _part(self, dataset: Any) -> tuple[Any, Any]:
+        """Return the images to attack and their classes."""
+        from edgeq.cli.measure import device
+        from edgeq.data import batches, holdout
+
+        count = min(self.images, len(dataset.test))
+        part = holdout(dataset.test, count, seed=2)[0] if count < len(dataset.test) else dataset.test
+        return next(batches(part, count, device=device(self.device)))
+
+    def _drawn_away(self, talk: Talk, purifier: Any, dataset: Any, assault: "Assault") -> dict[str, Any]:
+        """Attack the autoencoder, and the one that it started from."""
+        from edgeq.attacks.latent import autoencoder
+        from edgeq.attacks.latent_report import latents_withstood
+        from edgeq.purifiers.srl import SRLPurifier
+
+        smoothed = isinstance(purifier, SRLPurifier)
+        networks = {"start": purifier.origin, "srl": purifier} if smoothed else {"vae": purifier}
+        models = {name: autoencoder(network) for name, network in networks.items()}
+        document = latents_withstood(models, *self._part(dataset), assault, progress=told(talk, ""))
+        show_latent(talk, document)
+        return document
 
     def _attacked(
         self, talk: Talk, purifier: Any, samples: int, dataset: Any, assault: "Assault"
@@ -348,16 +381,13 @@ class Evaluate(AbstractCommand):
         from edgeq.attacks import surrogate
         from edgeq.attacks.pipeline_report import bare_accuracy, withstood
         from edgeq.cli.measure import check_widths, device
-        from edgeq.data import batches, holdout
         from edgeq.purifiers import Draw, Purified
         from edgeq.runs import load_run
 
         assert self.classifier is not None
         on = device(self.device)
         _, net = load_run(self.classifier, device=on)
-        count = min(self.images, len(dataset.test))
-        part = holdout(dataset.test, count, seed=2)[0] if count < len(dataset.test) else dataset.test
-        images, labels = next(batches(part, count, device=on))
+        images, labels = self._part(dataset)
         found = []
         for bits in check_widths(self.bits, net.bits):
             deployed = Purified(purifier, surrogate(net, bits), samples, Draw(self.seed))

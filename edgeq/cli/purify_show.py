@@ -37,6 +37,27 @@ def show_attacks(talk: Talk, body: dict[str, Any]) -> None:
         talk.note(f"warning: {warning}")
 
 
+def show_latent(talk: Talk, body: dict[str, Any]) -> None:
+    """Show what autoencoders draw under attack; "a on b" is the attack made on a, tried on b."""
+    pairs = dict.fromkeys((row["model"], row["made_on"]) for row in body["rows"])
+    names = {pair: pair[0] if pair[0] == pair[1] else f"{pair[1]} on {pair[0]}" for pair in pairs}
+    found = {(row["eps"], row["way"], row["model"], row["made_on"]): row for row in body["rows"]}
+    rows = [("0", "none", *_drawn([body["clean"][model] if model == made_on else {} for model, made_on in pairs]))]
+    for eps, way in dict.fromkeys((row["eps"], row["way"]) for row in body["rows"]):
+        rows.append((f"{eps}/255", way, *_drawn([found[eps, way, *pair] for pair in pairs])))
+    for eps in dict.fromkeys(row["eps"] for row in body["worst"]):
+        least = {row["model"]: row for row in body["worst"] if row["eps"] == eps}
+        rows.append((f"{eps}/255", "worst", *_drawn([least[a] if a == b else {} for a, b in pairs])))
+    title = f"{body['images']} images redrawn under attack: PSNR, dB (squared error)"
+    talk.table(title, ("eps", "attack", *names.values()), rows)
+    for warning in body["warnings"]:
+        talk.note(f"warning: {warning}")
+
+
+def _drawn(cells: list[dict[str, Any]]) -> list[str]:
+    return [f"{cell['psnr']:.2f} ({cell['mse']:.5f})" if cell else "" for cell in cells]
+
+
 def told(talk: Talk, prefix: str) -> "Callable[[str], None]":
     """Return a function that notes what is attacked, every LOG_SECONDS at most."""
     last = time.monotonic()

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,26 @@ def test_an_alp_is_trained_and_judged(
     assert "randomness" in body["not_exportable"]
     assert _json(capsys, "purify", "evaluate", "alp")["samples"] == 20
     assert "holds a run" in _error(capsys, *TRAIN, "--kind", "alp", "--latent", "8", "--out", "alp")
+
+
+def test_an_autoencoder_is_smoothed_and_both_are_attacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _json(capsys, *TRAIN, "--kind", "vae", "--latent", "4", "--out", "vae")["kind"] == "vae"
+    smooth = ["purify", "train", *DATA, "--kind", "srl", "--start", "vae", "--steps", "1", "--out", "srl"]
+    assert _json(capsys, *smooth, "--eps", "4", "--free-decoder")["not_exportable"] == ""
+    choices = json.loads(Path("srl/config.json").read_text())["purifier"]["method"]
+    assert (choices["eps"], choices["frozen_decoder"], choices["network"]["latent"]) == (4.0, False, 4)
+    shutil.rmtree("vae")
+    quick = ["--against", "latent", "--eps", "16", "--images", "4", "--steps", "1", "--starts", "1"]
+    capsys.readouterr()
+    assert main(["purify", "evaluate", "srl", *quick]) == 0
+    told = capsys.readouterr().err
+    body = json.loads(Path("srl/results/purify.json").read_text())["latent"]
+    assert (body["images"], set(body["clean"])) == (4, {"start", "srl"})
+    assert len(body["rows"]) == 5 * 3
+    assert all(words in told for words in ("nightshade", "reconstruction", "start on srl", "worst"))
 
 
 @pytest.mark.parametrize(
