@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgeq.attacks.latent import LATENT_WAYS, TARGETED, Autoencoder, attack_autoencoder, check_way, target
 from edgeq.attacks.pipeline_report import Assault
-from edgeq.purifiers.metrics import psnr, ssim
+from edgeq.purifiers.metrics import PERFECT, psnr, ssim
 
 BEYOND = 1.05  # two attacks that find the same optimum differ by less
 
@@ -41,9 +41,10 @@ def latents_withstood(
     ways = assault.ways or LATENT_WAYS
     for way in ways:
         check_way(way, labels)
+    first = next(iter(models))
     seen = {name: _Scene(model, images, labels, assault.seed) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
-    worst = []
+    worst: list[dict[str, Any]] = []
     for eps in sorted(set(assault.eps)):
         errors: dict[str, list[Tensor]] = {name: [] for name in models}
         for way in ways:
@@ -54,16 +55,12 @@ def latents_withstood(
                 found[name] = attack_autoencoder(
                     way, model, images, labels, eps=eps, effort=assault.effort, seed=assault.seed
                 )
-            first = next(iter(models))
             for name in models:
                 for made_on in dict.fromkeys((name, first)):
                     row, error = seen[name].measured(way, found[made_on])
                     rows.append({"eps": eps, "way": way, "model": name, "made_on": made_on, **row})
                     errors[name].append(error)
-        for name, several in errors.items():
-            most = torch.stack(several).amax(0)
-            decibel = float((-10 * torch.log10(most)).clamp(max=100).mean())
-            worst.append({"eps": eps, "model": name, "mse": float(most.mean()), "psnr": decibel})
+        worst += [{"eps": eps, "model": name, **_worst(several)} for name, several in errors.items()]
     clean = {name: scene.drawn(images)[0] for name, scene in seen.items()}
     return {"images": len(images), "clean": clean, "rows": rows, "worst": worst, "warnings": _warnings(rows)}
 
@@ -95,6 +92,12 @@ class _Scene:
             goal = target(way, self.model, self.images, self.labels, seed=self.seed)
             row["left"] = _rms(after - goal) / max(_rms(before - goal), 1e-12)
         return row, error
+
+
+def _worst(errors: list[Tensor]) -> dict[str, float]:
+    """Return the means over the images of each one's largest error, and of its PSNR."""
+    most = torch.stack(errors).amax(0)
+    return {"mse": float(most.mean()), "psnr": float((-10 * torch.log10(most)).clamp(max=PERFECT).mean())}
 
 
 def _rms(x: Tensor) -> float:

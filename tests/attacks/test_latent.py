@@ -139,9 +139,9 @@ def test_wrong_attacks_are_refused() -> None:
 
 
 def test_the_report_sets_each_model_beside_its_attacker() -> None:
-    """The second encoder ignores all but one pixel, so that what was made on the first hardly moves it."""
+    """The second encoder sees one pixel, with the other sign, so that what was made on the first repels it."""
     blunt = WEIGHT * 0
-    blunt[0, 0, 0] = 1.0
+    blunt[0, 0, 0] = -WEIGHT[0, 0, 0].sign()
 
     def encode(images: Tensor) -> Tensor:
         return ((_pixels(images) * blunt).sum((1, 2, 3)) + 1000.0)[:, None, None, None]
@@ -159,6 +159,8 @@ def test_the_report_sets_each_model_beside_its_attacker() -> None:
         assert ("left" in row) == (row["way"] in TARGETED)
         if row["model"] == "smooth" and row["way"] == "reconstruction" and row["made_on"] == "smooth":
             assert row["mse"] == pytest.approx((row["eps"] / 255) ** 2, rel=1e-5)  # a copy errs by what is added
+        if row["model"] == "smooth" and row["way"] == "photoguard":
+            assert (row["left"] < 1) == (row["made_on"] == "smooth")
     for eps in (4, 16):
         several = [r["mse"] for r in body["rows"] if (r["eps"], r["model"]) == (eps, "smooth")]
         worst = next(r["mse"] for r in body["worst"] if (r["eps"], r["model"]) == (eps, "smooth"))
