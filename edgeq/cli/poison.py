@@ -30,19 +30,20 @@ class AbstractPoisoning(AbstractCommand, ABC):
     Attributes:
         surrogates: Run folders of the attacker's networks, used at their highest width.
         out: Folder to write; the same command goes on there.
-        attack: bullseye (features of a test image), narcissus (a trigger).
+        attack: bullseye (features of a test image), narcissus (a trigger), gradient-matching (a test image's gradient).
         data: What to poison: signs, signs:train=N,test=N, folder:PATH or cifar10:PATH.
         eps: Largest change of a byte.
-        poisons: Images to change (bullseye: 25; narcissus: a tenth of the class).
+        poisons: Images to change (bullseye: 25; narcissus: a tenth of the class;
+            gradient-matching: a hundredth of all).
         per_class: bullseye: images of each class that the victim's linear layer is learned on (50; 0 for all).
-        steps: Gradient steps of the search (bullseye: 150; narcissus: 300).
+        steps: Gradient steps of the search (bullseye: 150; narcissus: 300; gradient-matching: 250).
         seed: Decides targets, poisons and search.
         device: Where to compute.
     """
 
     surrogates: Runs
     out: Folder
-    attack: Literal["bullseye", "narcissus"] = "bullseye"
+    attack: Literal["bullseye", "narcissus", "gradient-matching"] = "bullseye"
     data: DataSpec = "signs"
     eps: int = 8
     poisons: MaybeCount = None
@@ -86,7 +87,7 @@ class Make(AbstractPoisoning):
     """Search for poisons and write them to a folder, which is a data set for all commands: --data poisoned:FOLDER.
 
     Attributes:
-        target: bullseye: which of the test images that the surrogates name rightly. narcissus: the class.
+        target: Which of the test images that the surrogates name rightly; narcissus: the class.
     """
 
     target: int = 0
@@ -124,7 +125,7 @@ class Run(AbstractPoisoning):
     """Poison, train a purifier on the poisoned images, purify, train a classifier; then count what succeeds.
 
     Attributes:
-        targets: How many targets: test images (bullseye), classes (narcissus).
+        targets: How many targets: test images; narcissus: classes.
         arms: clean (no poisons), none (no defence), blur, jpeg (quality 75), purevq.
         model: The classifier. Default: the first surrogate's. Against bullseye: its features, a new linear layer.
         bits: Width of the classifier.

@@ -10,10 +10,11 @@ from edgeq.poison.cache import open_poisons as open_poisons
 from edgeq.poison.goals import Targets as Targets
 from edgeq.poison.goals import Trigger as Trigger
 from edgeq.poison.goals import successes as successes
+from edgeq.poison.gradient_matching import GradientMatching as GradientMatching
 from edgeq.poison.narcissus import Narcissus as Narcissus
 from edgeq.poison.pipeline import ARMS as ARMS
 from edgeq.poison.pipeline import Plan as Plan
 from edgeq.poison.pipeline import Watch as Watch
 from edgeq.poison.pipeline import run_plan as run_plan
 
-ATTACKS: tuple[type[Bullseye] | type[Narcissus], ...] = (Bullseye, Narcissus)
+ATTACKS: tuple[type[Bullseye] | type[Narcissus] | type[GradientMatching], ...] = (Bullseye, Narcissus, GradientMatching)

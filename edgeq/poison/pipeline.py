@@ -141,6 +141,8 @@ def run_plan(
         for arm in plan.arms:
             place = out / f"{arm}-{number}" / ROW
             if not place.exists():
+                if watch.stop():
+                    raise Interrupted
                 watch.tell(f"target {number}, arm {arm}")
                 row = _Cell(plan, nets, dataset, poisons, out, watch).judge(arm, number)
                 write_json(place, row)
@@ -228,16 +230,24 @@ class _Cell:
         clean_filter = self._filter(arm, number, dirty)
         place = self.out / (CLEAN if arm == CLEAN else f"{arm}-{number}")
         classify = self._classifier(Split(clean_filter(dirty.images), dirty.labels), place)
-        row: dict[str, Any] = {"arm": arm, "target": number, "label": self.poisons.goal.label}
-        ways: dict[str, Classify] = {"plain": classify, "filtered": lambda x: classify(clean_filter(x))}
-        for way, answer in ways.items():
-            right = int((answer(test.images) == test.labels).sum())
-            counted = successes(self.poisons.goal, test, answer)
-            row[way] = {
-                "accuracy": right / len(test),
-                "success": {name: {"wins": s.wins, "total": s.total} for name, s in counted.items()},
-            }
-        return row
+        plain = self._judged(classify, test)
+        filtered = plain if clean_filter is none else self._judged(lambda x: classify(clean_filter(x)), test)
+        return {
+            "arm": arm,
+            "target": number,
+            "label": self.poisons.goal.label,
+            "plain": plain,
+            "filtered": filtered,
+        }
+
+    def _judged(self, answer: Classify, test: Split) -> dict[str, Any]:
+        """Return accuracy and success of a classifier."""
+        right = int((answer(test.images) == test.labels).sum())
+        counted = successes(self.poisons.goal, test, answer)
+        return {
+            "accuracy": right / len(test),
+            "success": {name: {"wins": s.wins, "total": s.total} for name, s in counted.items()},
+        }
 
     def _filter(self, arm: str, number: int, dirty: Split) -> Filter:
         if arm != PUREVQ:

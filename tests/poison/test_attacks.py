@@ -4,17 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from edgeq.data import Split
 from edgeq.errors import InputError
-from edgeq.poison import Bullseye, Descent, Narcissus, Scene, Targets, Trigger, successes
+from edgeq.models import resnet8
+from edgeq.poison import Bullseye, Descent, GradientMatching, Narcissus, Scene, Targets, Trigger, successes
 from edgeq.poison.base import shifted, within
 from edgeq.poison.bullseye import distance, transfer_set
 from edgeq.poison.goals import stamp
+from edgeq.poison.gradient_matching import Learner, learner, mismatch
 from edgeq.poison.networks import named
+from edgeq.quant.convert import multibit
+from edgeq.quant.network import MultiBitNet, QuantConfig
 from tests.poison.conftest import SIDE, Mean, Planes, noise
 
 QUICK = Bullseye(poisons=3, per_class=0, descent=Descent(steps=60, step=4 / 255))
@@ -74,6 +78,55 @@ def test_the_trigger_of_a_linear_classifier_is_the_sign_of_its_weights() -> None
     assert torch.equal(down, -up)
 
 
+def _linear() -> Learner:
+    weight = torch.randn(3, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(5)) / 20
+    weight.requires_grad_()
+    return Learner(lambda x: x.flatten(1) @ weight.T, (weight,))
+
+
+def test_the_gradient_of_a_linear_classifier_is_the_outer_product() -> None:
+    one, image = _linear(), noise(1) / 255
+    error = one.logits(image).softmax(1)[0] - torch.tensor([0.0, 1.0, 0.0])
+    wanted = torch.outer(error, image.flatten()).flatten()
+    found = one.gradient(image, torch.tensor([1]))
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-6)  # sums in another order
+
+
+def test_equal_gradients_match_and_opposite_ones_do_not(scene: Scene) -> None:
+    one, images = learner(scene.nets[0]), scene.test.images[:2] / 255
+    a, b = (one.gradient(images[k : k + 1], torch.tensor([3])) for k in (0, 1))
+    assert float(mismatch(a, a)) == pytest.approx(0, abs=1e-4)  # float32 sums over 78 thousand parameters
+    assert float(mismatch(a, -a)) == pytest.approx(2, abs=1e-4)
+    assert float(mismatch(a, b)) > 1e-3
+
+
+MATCHING = GradientMatching(shift=0, restarts=1, descent=Descent(steps=150, step=2 / 255, rule="signed-adam"))
+
+
+def test_gradient_matching_becomes_the_target_where_the_budget_allows() -> None:
+    target = noise(1, seed=7)
+    moves = torch.randint(-8, 9, target.shape, generator=torch.Generator().manual_seed(1))
+    base = (target.int() + moves).to(torch.uint8)  # the target itself is within eps, with a mismatch of 0
+    found, losses = MATCHING.craft([_linear()], base, target, 1)
+    assert losses[-1] < losses[0] / 10
+    assert losses[-1] < 5e-4
+    other, _ = MATCHING.craft([_linear()], base, noise(1, seed=8), 1)
+    assert not torch.equal(found, other)  # the target is used
+
+
+def test_more_starts_are_no_worse() -> None:
+    target, bases, few = noise(1, seed=7), noise(3), Descent(steps=4, step=1 / 255, rule="signed-adam")
+    aim = _linear().gradient(target / 255, torch.tensor([1]))
+    better = []
+    for seed in ("a", "b", "c"):
+        attacks = [replace(MATCHING, restarts=k, descent=few) for k in (1, 4)]
+        made = [attack.craft([_linear()], bases, target, 1, seed=seed) for attack in attacks]
+        ends = [float(mismatch(aim, _linear().gradient(x / 255, torch.ones(3).long()))) for x, _ in made]
+        assert ends[1] <= ends[0]
+        better.append(ends[1] < ends[0])
+    assert any(better)
+
+
 @given(st.integers(0, 1 << 20), st.integers(1, 255), st.floats(0.01, 3.0))
 def test_no_byte_leaves_the_budget(seed: int, eps: int, size: float) -> None:
     images = noise(2, seed=seed, low=0, high=256)
@@ -84,6 +137,7 @@ def test_no_byte_leaves_the_budget(seed: int, eps: int, size: float) -> None:
     assert bool((moved[inside] == eps).all())  # and none of it is given away
 
 
+@settings(max_examples=10)
 @given(st.integers(1, 20), st.integers(0, 100))
 def test_crafted_images_stay_in_the_budget(eps: int, seed: int) -> None:
     bases = noise(3, seed=seed, low=0, high=256)
@@ -92,9 +146,11 @@ def test_crafted_images_stay_in_the_budget(eps: int, seed: int) -> None:
     attack = Narcissus(eps=eps, batch_size=4, descent=Descent(steps=3, step=0.5))
     pattern, _ = attack.craft([Planes()], bases, 1)
     assert int(pattern.abs().max()) <= eps
+    matched, _ = replace(MATCHING, eps=eps, descent=Descent(steps=2, step=0.5)).craft([_linear()], bases, noise(1), 1)
+    assert int((matched.int() - bases.int()).abs().max()) <= eps
 
 
-@pytest.mark.parametrize("attack", [QUICK, Narcissus(batch_size=8, descent=Descent(steps=3))])
+@pytest.mark.parametrize("attack", [QUICK, Narcissus(batch_size=8), replace(MATCHING, poisons=3)])
 def test_attacks_on_a_network_touch_only_what_they_say_and_depend_on_the_seed(attack, scene: Scene) -> None:
     attack = replace(attack, descent=Descent(steps=3))
     found, again = attack.run(scene), attack.run(scene)
@@ -168,12 +224,18 @@ def test_shifts_move_whole_images_and_let_gradients_through() -> None:
     assert shifted(images, 0, torch.Generator()) is images
 
 
+def _without_float() -> MultiBitNet:
+    return multibit(resnet8(), image_shape=(3, 32, 32), config=QuantConfig(bits=(4,)))
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (lambda scene: Bullseye(eps=0), "eps from 1 to 255"),
         (lambda scene: Bullseye(poisons=0), "poisons"),
         (lambda scene: Narcissus(batch_size=0), "batch size"),
+        (lambda scene: GradientMatching(restarts=0), "restarts"),
+        (lambda scene: learner(_without_float()), "width 32"),
         (lambda scene: Descent(steps=0), "steps of 1"),
         (lambda scene: replace(scene, nets=()), "expected surrogates"),
         (lambda scene: Narcissus(poisons=1000).run(scene), "at least 1000 images"),
