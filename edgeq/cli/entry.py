@@ -36,6 +36,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("audit", "edgeq.cli.audit:Audit", "how much of a model really runs in integers, and what keeps the rest in float"),
     ("bench", "edgeq.cli.bench:Bench", "size and latency of artefacts"),
     ("purify", "edgeq.cli.purify:Purify", "train, apply and judge networks that clean images"),
+    ("poison", "edgeq.cli.poison:Poison", "attack training data, and see what a purifier leaves of the attack"),
     ("report", "edgeq.cli.report:Report", "one self-contained HTML page"),
 )
 HELP = """usage: edgeq COMMAND ...

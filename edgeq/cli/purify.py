@@ -38,7 +38,8 @@ class Train(AbstractCommand):
         out: Run folder to make.
         kind: purevq: a codebook between encoder and decoder. alp: Gaussian noise between them. vae: a variational
             autoencoder. srl: a finished vae, trained on against attacks.
-        data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH or imagenet:PATH; labels are not looked at.
+        data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH, imagenet:PATH or poisoned:FOLDER; labels are not
+            looked at.
         epochs: Passes over the training images.
         resume: Go on with an unfinished run in --out; give the same options as before.
         batch_size: Images per step.

@@ -21,7 +21,7 @@ class Train(AbstractCommand):
 
     Attributes:
         out: Run folder to make.
-        data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH or imagenet:PATH.
+        data: signs, signs:train=N,test=N, folder:PATH, cifar10:PATH, imagenet:PATH or poisoned:FOLDER.
         model: resnet8, resnet20, resnet32, resnet56, vgg16_bn, mobilenet_v2, torchvision/NAME or
             package.module:factory.
         defense: standard, patch-at (patches at all widths), triqdef (patch-at and penalties on what the widths share),

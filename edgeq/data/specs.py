@@ -6,6 +6,7 @@
 | `folder:PATH`, `folder:PATH?flip=false` | images sorted into folders (`folder.py`) | yes, unless told |
 | `cifar10:PATH` | CIFAR-10's published files (`cifar.py`) | yes |
 | `imagenet:PATH` | ImageNet's folders (`imagenet.py`) | yes |
+| `poisoned:FOLDER` | one of these with poisons in it (`poisoned.py`) | as there |
 """
 
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 from edgeq.data.cifar import cifar10
 from edgeq.data.folder import folder
 from edgeq.data.imagenet import imagenet
+from edgeq.data.poisoned import poisoned
 from edgeq.data.signs import signs
 from edgeq.data.splits import Dataset
 from edgeq.errors import InputError
 
-FORMS = "signs, signs:train=N,test=N, folder:PATH, cifar10:PATH, imagenet:PATH"
+FORMS = "signs, signs:train=N,test=N, folder:PATH, cifar10:PATH, imagenet:PATH, poisoned:FOLDER"
 SMALLEST = 8  # pixels; below it no network here has anything left after its strides
 LARGEST = 1024
 MOST = 1_000_000  # signs in one split; they are all in memory
@@ -41,7 +43,7 @@ def load(spec: str, *, seed: int = 0, image_size: int | None = None, cache: Path
     kind, _, rest = spec.partition(":")
     if kind == "signs":
         return signs(**_counts(rest), seed=seed, image_size=image_size)
-    if kind in ("folder", "cifar10", "imagenet") and not rest:
+    if kind in ("folder", "cifar10", "imagenet", "poisoned") and not rest:
         raise InputError(f"expected {kind}:PATH, got '{spec}' without a path; name the folder after the colon")
     if kind == "folder":
         return folder(rest, image_size=image_size, cache=cache)
@@ -49,6 +51,8 @@ def load(spec: str, *, seed: int = 0, image_size: int | None = None, cache: Path
         return cifar10(rest, image_size=image_size)
     if kind == "imagenet":
         return imagenet(rest, image_size=image_size)
+    if kind == "poisoned":
+        return poisoned(rest, lambda base: load(base, seed=seed, image_size=image_size, cache=cache))
     hint = f"for a folder of images write folder:{spec}" if Path(spec).exists() else "choose one of these"
     raise InputError(f"expected one of {FORMS}, got '{spec}'; {hint}")
 

@@ -11,7 +11,8 @@ MakeFolder = Callable[..., Path]
 
 @pytest.mark.parametrize("spec", ["mnist", "mnist:/x", "", "Signs"])
 def test_an_unknown_set_lists_the_known_ones(spec: str) -> None:
-    with pytest.raises(InputError, match=rf"signs, .*folder:PATH, cifar10:PATH, imagenet:PATH, got '{spec}'"):
+    forms = "folder:PATH, cifar10:PATH, imagenet:PATH, poisoned:FOLDER"
+    with pytest.raises(InputError, match=rf"signs, .*{forms}, got '{spec}'"):
         load(spec)
 
 
