@@ -130,7 +130,8 @@ def ptq(body: Body) -> str:
     tables = []
     for name, run in body["runs"].items():
         said = (
-            f"{run['model']} on {run['training']['data']}, {run['images']} calibration images, {run['test']} test images ({name})"
+            f"{run['model']} on {run['training']['data']}, {run['images']} calibration images, "
+            f"{run['test']} test images ({name})"
         )
         rows = [
             (row, *("-" if found.get(b) is None else f"{found[b]:.2f}" for b in ("32", "8", "4")), _refusal(found))
