@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
-from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, MaybeData, Stopped
+from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, MaybeCount, MaybeData, Stopped
 from edgeq.cli.poison_show import following, show_arms
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgeq.purifiers import PurifierConfig
     from edgeq.quant.network import MultiBitNet
 
-MaybeCount = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
 Runs = Positional[Annotated[tuple[Path, ...], arg(metavar="RUN …", help_behavior_hint="")]]
 
 
