@@ -15,6 +15,7 @@ from edgeq.errors import InputError, require
 
 from .dialects import dialect
 from .graph import INPUT, IntegerGraph
+from .signalstack import kept_signal_stack
 
 if TYPE_CHECKING:
     import onnx
@@ -189,7 +190,8 @@ def _openvino(view: View, model: bytes, every: bool, how: tuple[str, Mapping[str
     label, settings = how
     core, edges = openvino.Core(), list(view.observed) if every else [view.graph.output]
     read = core.read_model(view.with_all_edges(model).SerializeToString() if every else model)
-    compiled = core.compile_model(read, "CPU", {"INFERENCE_NUM_THREADS": 1, **settings})
+    with kept_signal_stack():
+        compiled = core.compile_model(read, "CPU", {"INFERENCE_NUM_THREADS": 1, **settings})
 
     def run(images: np.ndarray) -> Codes:
         results = compiled({INPUT: images})
