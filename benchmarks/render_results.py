@@ -46,6 +46,21 @@ def training_step(body: Body) -> str:
     return table(("step", "median, ms", "range", "times edgeq float32"), rows)
 
 
+def export_time(body: Body) -> str:
+    """Return how long export and proof took, network by network."""
+    rows = [
+        (
+            f"{found['model']} at {found['side']}",
+            ", ".join(str(row["bits"]) for row in found["rows"]),
+            *(f"{sum(row[stage] for row in found['rows']):.1f}" for stage in ("lower", "save", "verify")),
+            f"{found['seconds']:.1f}",
+            f"{found['peak_gib']:.2f}",
+        )
+        for found in body["networks"]
+    ]
+    return table(("network", "bits", "lower, s", "save, s", "verify, s", "in all, s", "peak, GiB"), rows)
+
+
 def shared(body: Body) -> str:
     """Return accuracies: shared against dedicated, by variant."""
     arms = body["arms"]
@@ -150,6 +165,7 @@ TABLES: dict[str, tuple[str, Callable[[Body], str]]] = {
     "portability": ("portability.json", portability),
     "ptq": ("ptq.json", ptq),
     "training_step": ("training_step.json", training_step),
+    "export_time": ("export.json", export_time),
     "shared_cifar": ("shared_cifar.json", shared),
     "ptq_cifar": ("shared_cifar.json", post_training),
     "snapping_cifar": ("shared_cifar.json", snapping),
