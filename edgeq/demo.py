@@ -58,10 +58,10 @@ class Tour:
     """
 
     bits: tuple[int, ...] = (32, 8, 5, 4, 3, 2)
-    epochs: int = 8
-    train: int = 6000
+    epochs: int = 7
+    train: int = 5600
     test: int = 2000
-    batch_size: int = 64
+    batch_size: int = 48
     seed: int = 0
     plan: Plan = field(default_factory=lambda: Plan(seconds=1.0, attempts=2))
 
