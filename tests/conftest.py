@@ -1,6 +1,8 @@
 """Run-time shape checks, reproducible random examples, and a plotting backend without a screen, for every test."""
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -16,6 +18,16 @@ install_import_hook("edgeq", "beartype.beartype")
 settings.register_profile("same", deadline=None, max_examples=50, derandomize=True, database=None)
 settings.register_profile("new", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("EDGEQ_EXAMPLES", "same"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signs_are_drawn_once() -> Iterator[None]:
+    """Half a second for each data set; the tests of the drawing itself call it, not what stands here."""
+    from edgeq.data import specs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(specs, "signs", functools.cache(specs.signs))
+        yield
 
 
 @pytest.fixture(scope="session")

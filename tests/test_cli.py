@@ -94,6 +94,7 @@ def test_tensorboard_is_an_extra(here: Path, capsys: pytest.CaptureFixture[str])
     assert b"loss/ce_32" in written and b"accuracy/32 bits" in written
 
 
+@pytest.mark.ci_slow
 def test_one_of_several_processes_speaks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -158,6 +159,7 @@ def test_the_artefact_equals_the_network_on_every_test_image(here: Path, capsys:
     assert len(list((here / "run/results").glob("integer-*.json"))) == 1
 
 
+@pytest.mark.ci_slow
 def test_export_several_widths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _json(capsys, "calibrate", "run", "--bits", "32", "8", "2", "--images", "20", "--out", "wide")
     body = _json(capsys, "export", "wide", "--bits", "8", "2", "--out", "int")
@@ -248,6 +250,7 @@ def test_warnings_of_others_stay_away_and_ours_are_one_line(capsys: pytest.Captu
     assert capsys.readouterr().err == "edgeq: note: two lines\n"
 
 
+@pytest.mark.ci_slow
 def test_a_reader_that_has_gone_is_not_an_error_message(here: Path) -> None:
     code = "import sys; from edgeq.cli import main; sys.exit(main())"
     reading, writing = os.pipe()

@@ -71,6 +71,7 @@ def test_a_dead_edge(x: torch.Tensor) -> None:
     assert histogram.zeros == len(x)
 
 
+@pytest.mark.ci_slow
 def test_importing_calib_does_not_import_torchao() -> None:
     code = "import sys, edgeq.calib; sys.exit('torchao' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -174,7 +174,7 @@ def test_export_is_light_to_import() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("first", ["import edgeq.export.lower", "pass"])
+@pytest.mark.parametrize("first", ["import edgeq.export.lower", pytest.param("pass", marks=pytest.mark.ci_slow)])
 def test_lower_is_the_function_whatever_was_imported_first(first: str) -> None:
     code = (
         f"{first}\nimport edgeq.export\nfrom edgeq.export import lower, verify\nprint(lower.__name__, verify.__name__)"

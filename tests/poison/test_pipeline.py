@@ -149,6 +149,7 @@ def test_bullseye_is_judged_on_a_new_linear_layer(scene: Scene, tmp_path: Path) 
         run_plan(replace(plan, targets=3), scene.nets, _dataset(scene), data=DATA, out=tmp_path / "o")
 
 
+@pytest.mark.ci_slow
 def test_narcissus_is_judged_on_a_network_from_scratch(scene: Scene, tmp_path: Path) -> None:
     plan = _plan(attack=NARCISSUS, arms=("purevq",))
     body = run_plan(plan, scene.nets, _dataset(scene), data=DATA, out=tmp_path / "o")

@@ -78,6 +78,7 @@ def test_an_alp_is_trained_and_judged(
     assert "holds a run" in _error(capsys, *TRAIN, "--kind", "alp", "--latent", "8", "--out", "alp")
 
 
+@pytest.mark.ci_slow
 def test_an_autoencoder_is_smoothed_and_both_are_attacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

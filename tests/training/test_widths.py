@@ -30,7 +30,14 @@ def test_the_objective_is_the_mean_over_the_active_widths() -> None:
     assert set(losses) == {"loss", "ce_32", "ce_8"}
 
 
-@pytest.mark.parametrize(("passes", "rounds"), [(2, 2), (0, 3), (7, 3)])
+@pytest.mark.parametrize(
+    ("passes", "rounds"),
+    [
+        (2, 2),
+        pytest.param(0, 3, marks=pytest.mark.ci_slow),
+        pytest.param(7, 3, marks=pytest.mark.ci_slow),
+    ],
+)
 def test_widths_that_take_turns_take_as_many_steps_each(
     tmp_path: Path, data: Dataset, passes: int, rounds: int, tiny: TrainConfig
 ) -> None:
@@ -81,6 +88,7 @@ def _norm(net: MultiBitNet, bits: int) -> nn.Module:
     return norm.at(bits)
 
 
+@pytest.mark.ci_slow
 def test_the_average_ends_with_statistics_of_its_own(tmp_path: Path, data: Dataset, tiny: TrainConfig) -> None:
     net = train(replace(tiny, ema=0.9, deployed=0.0), out=tmp_path / "run", dataset=data)
     norm = _norm(net, 8)
