@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 install_import_hook("edgeq", "beartype.beartype")
 
 # the same examples every time, so that a failure is the change's; EDGEQ_EXAMPLES=new looks for others
-settings.register_profile("same", deadline=None, max_examples=50, derandomize=True, database=None)
+settings.register_profile("same", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.register_profile("new", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("EDGEQ_EXAMPLES", "same"))
 

@@ -123,6 +123,7 @@ def test_a_terminal_gets_a_bar() -> None:
     assert all(words in text for words in ("a spinner", "epoch 1/2", "loss 0.750", "32b 50.0%", "4b 25.0%"))
 
 
+@pytest.mark.ci_slow
 def test_ctrl_c_saves_and_says_how_to_go_on(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def test_report_of_a_run_and_its_artefact(here: Path, capsys: pytest.CaptureFixt
     assert (here / "page.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.ci_slow
 @pytest.mark.parametrize("method", [pytest.param("minmax", marks=pytest.mark.ci_slow), "mse"])
 def test_calibrate_float_weights(method: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)

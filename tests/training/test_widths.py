@@ -67,6 +67,7 @@ def test_metrics_hold_the_mean_of_every_width_that_took_its_turn(
     assert losses == pytest.approx({name: sum(values) / len(values) for name, values in steps.items()})
 
 
+@pytest.mark.ci_slow
 def test_every_pass_has_its_own_order(tmp_path: Path, data: Dataset, tiny: TrainConfig) -> None:
     shown: list[torch.Tensor] = []
 
