@@ -76,6 +76,7 @@ def test_train_writes_a_run_and_says_so(here: Path, capsys: pytest.CaptureFixtur
     assert (here / "new/weights.safetensors").read_bytes() == (here / "run/weights.safetensors").read_bytes()
 
 
+@pytest.mark.ci_slow
 def test_a_log_gets_one_line_an_epoch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = f"train --data {DATA} --bits 32 --epochs 2 --batch-size 50 --deployed 0 --out new".split()
     assert main(args) == 0
@@ -152,6 +153,7 @@ def test_evaluate_a_run_keeps_what_it_measured(here: Path, capsys: pytest.Captur
     assert all(row["total"] == 100 for row in whole["results"])
 
 
+@pytest.mark.ci_slow
 def test_the_artefact_equals_the_network_on_every_test_image(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulated = _json(capsys, "evaluate", "run", "--bits", "4")["results"][0]
     integer = _json(capsys, "evaluate", "art", "--against", "run")

@@ -134,6 +134,7 @@ def test_filters_return_bytes_and_do_what_they_say() -> None:
     assert torch.equal(purified(purifier)(flat), purified(purifier)(flat))
 
 
+@pytest.mark.ci_slow
 def test_bullseye_is_judged_on_a_new_linear_layer(scene: Scene, tmp_path: Path) -> None:
     said: list[str] = []
     plan = _plan(arms=("none", "jpeg"))
