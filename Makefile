@@ -11,10 +11,10 @@ demo: .venv/.installed  ## the whole tour on the embedded data
 	$(BIN)/edgeq demo
 
 test: .venv/.installed-dev  ## the default tests, about two minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: .venv/.installed-dev  ## the tests that train
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow or ci_slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or ci_slow"
 
 lint: .venv/.installed-dev  ## what every change must pass besides the tests
 	$(BIN)/ruff check .

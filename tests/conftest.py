@@ -1,4 +1,4 @@
-"""Run-time shape checks, reproducible random examples, and a plotting backend without a screen, for every test."""
+"""One thread, run-time shape checks, reproducible random examples, and a plotting backend without a screen."""
 
 import functools
 import os
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# before torch is imported, and for the processes that tests start: a sum over another number of threads has other last
+# bits, and workers beside each other have a core each
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from hypothesis import settings
@@ -33,8 +36,6 @@ def _signs_are_drawn_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a tiny training at 32 and 4 bits; tests copy it before they change it."""
-    import torch
-
     from edgeq.quant.network import QuantConfig
     from edgeq.training import TrainConfig, train
 
@@ -42,12 +43,7 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = TrainConfig(
         data="signs:train=200,test=100", quant=QuantConfig(bits=(32, 4)), epochs=1, batch_size=50, deployed=0.0
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train(config, out=out)
-    finally:
-        torch.set_num_threads(threads)
+    train(config, out=out)
     return out
 
 

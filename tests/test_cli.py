@@ -124,6 +124,21 @@ def test_a_terminal_gets_a_bar() -> None:
     assert all(words in text for words in ("a spinner", "epoch 1/2", "loss 0.750", "32b 50.0%", "4b 25.0%"))
 
 
+def test_a_line_that_changes_is_a_new_one_in_a_log_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeq.cli import talk
+
+    with talk.Talk().line("attacking") as line:
+        line.show("too soon")
+        line.show("finished", at_once=True)
+        line.show("too soon again")
+        monkeypatch.setattr(talk, "LOG_SECONDS", 0.0)
+        line.show("after a while")
+        line.keep("kept")
+    assert capsys.readouterr().err.splitlines() == ["finished", "after a while", "kept"]
+
+
 @pytest.mark.ci_slow
 def test_ctrl_c_saves_and_says_how_to_go_on(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

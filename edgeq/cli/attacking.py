@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from edgeq.cli.command import AbstractCommand, Stopped
-from edgeq.cli.talk import LOG_SECONDS, Talk
+from edgeq.cli.talk import Line, Talk
 from edgeq.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,23 +97,24 @@ def attack(
     from edgeq.runs import RESULTS
 
     folder = run / RESULTS / FOLDER
-    shown = _Shown(talk)
-    try:
-        with _terminable(), shown:
-            return attack_matrix(
-                net,
-                dataset,
-                command.plan(),
-                folder=folder,
-                bits=bits,
-                victims={"random": RandomWidth(net, bits, seed=command.seed)} if command.random else {},
-                integer=not command.simulated,
-                progress=shown.take,
-            )
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped with {shown.done} of {shown.total or 'some'} cells kept in {folder}", again=()
-        ) from None
+    with talk.line("attacking") as line:
+        shown = _Shown(line)
+        try:
+            with _terminable():
+                return attack_matrix(
+                    net,
+                    dataset,
+                    command.plan(),
+                    folder=folder,
+                    bits=bits,
+                    victims={"random": RandomWidth(net, bits, seed=command.seed)} if command.random else {},
+                    integer=not command.simulated,
+                    progress=shown.take,
+                )
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"stopped with {shown.done} of {shown.total or 'some'} cells kept in {folder}", again=()
+            ) from None
 
 
 def tables(talk: Talk, folder: Path, document: dict[str, Any], *, cells: bool) -> None:
@@ -204,38 +204,22 @@ def _integer_words(integer: dict[str, Any]) -> str:
     return f"the integer models at {widths} bits DIFFER in {integer['mismatches']} of {integer['codes']} logits"
 
 
-class _Shown(contextlib.AbstractContextManager):
-    """Progress: a spinner that names the cell on a terminal, a line per finished cell in a log."""
+class _Shown:
+    """Progress: names the cell; a log has a line for each that is finished."""
 
-    def __init__(self, talk: Talk) -> None:
-        self.talk = talk
+    def __init__(self, line: Line) -> None:
+        self.line = line
         self.done = self.total = 0
-        self.last = time.monotonic()
-        self.status = talk.console.status("attacking") if talk.console.is_terminal else None
-
-    def __enter__(self) -> "_Shown":
-        if self.status is not None:
-            self.status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.status is not None:
-            self.status.stop()
 
     def take(self, progress: "Progress") -> None:
         """Show where the evaluation stands."""
         self.done, self.total = progress.done, progress.total
-        now = time.monotonic()
         where = f"{progress.done}/{progress.total} {progress.cell.name}"
-        if self.status is not None:
+        if progress.entry is None:
             step = f" {progress.step}/{progress.steps}" if progress.steps else ""
-            self.status.update(where + step)
-        elif progress.entry is not None and not progress.entry.kept:
-            self.talk.note(f"{where}  {progress.entry.seconds:.0f} s")
-            self.last = now
-        elif now - self.last > LOG_SECONDS:
-            self.talk.note(f"{where}  step {progress.step}/{progress.steps}")
-            self.last = now
+            self.line.show(where + step)
+        else:
+            self.line.show(f"{where}  {progress.entry.seconds:.0f} s", at_once=not progress.entry.kept)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,11 @@
 """What `edgeq poison` shows: what is going on, in one line, and the table of the arms."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.cli.talk import LOG_SECONDS, Talk
+from edgeq.cli.talk import Line, Talk
 
 if TYPE_CHECKING:
     from edgeq.purifiers import Progress as Purifying
@@ -14,39 +13,29 @@ if TYPE_CHECKING:
 
 
 class Following:
-    """One line that changes: a spinner's on a terminal, or every LOG_SECONDS a new one in a log."""
+    """Shows on one line what is going on."""
 
-    def __init__(self, talk: Talk, status: Any) -> None:
-        self.talk, self.status, self.last = talk, status, time.monotonic()
+    def __init__(self, line: Line) -> None:
+        self.line = line
 
     def search(self, done: int, steps: int, loss: float) -> None:
         """Take the progress of a search."""
-        self._show(f"search: step {done}/{steps}  loss {loss:.4f}")
+        self.line.show(f"search: step {done}/{steps}  loss {loss:.4f}")
 
     def training(self, now: "Training") -> None:
         """Take the progress of a classifier's training."""
-        self._show(f"classifier: epoch {now.epoch + 1}/{now.epochs}  loss {now.losses.get('loss', 0.0):.3f}")
+        self.line.show(f"classifier: epoch {now.epoch + 1}/{now.epochs}  loss {now.losses.get('loss', 0.0):.3f}")
 
     def purifying(self, now: "Purifying") -> None:
         """Take the progress of a purifier's training."""
-        self._show(f"purifier: epoch {now.epoch + 1}/{now.epochs}  loss {now.losses.get('loss', 0.0):.3f}")
-
-    def _show(self, text: str) -> None:
-        if self.status is not None:
-            self.status.update(text)
-        elif time.monotonic() - self.last > LOG_SECONDS:
-            self.talk.note(text)
-            self.last = time.monotonic()
+        self.line.show(f"purifier: epoch {now.epoch + 1}/{now.epochs}  loss {now.losses.get('loss', 0.0):.3f}")
 
 
 @contextlib.contextmanager
 def following(talk: Talk) -> Iterator[Following]:
     """Show what is going on while the block runs."""
-    if talk.console.is_terminal:
-        with talk.console.status("starting") as status:
-            yield Following(talk, status)
-    else:
-        yield Following(talk, None)
+    with talk.line("starting") as line:
+        yield Following(line)
 
 
 def show_arms(talk: Talk, out: Path, body: dict[str, Any]) -> None:

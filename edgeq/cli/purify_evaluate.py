@@ -14,7 +14,7 @@ from edgeq.cli.command import (
     MaybeData,
     MaybeFolder,
 )
-from edgeq.cli.purify_show import show_attacks, show_fidelity, show_latent, told
+from edgeq.cli.purify_show import show_attacks, show_fidelity, show_latent
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
 
@@ -171,7 +171,8 @@ class Evaluate(AbstractCommand):
         smoothed = isinstance(purifier, SRLPurifier)
         networks = {"start": purifier.origin, "srl": purifier} if smoothed else {"vae": purifier}
         models = {name: autoencoder(network) for name, network in networks.items()}
-        document = latents_withstood(models, *self._part(dataset), assault, progress=told(talk, ""))
+        with talk.line("attacking") as line:
+            document = latents_withstood(models, *self._part(dataset), assault, progress=line.show)
         show_latent(talk, document)
         return document
 
@@ -192,7 +193,8 @@ class Evaluate(AbstractCommand):
         found = []
         for bits in check_widths(self.bits, net.bits):
             deployed = Purified(purifier, surrogate(net, bits), samples, Draw(self.seed))
-            document = withstood(deployed, images, labels, assault, progress=told(talk, f"{bits} bits, "))
+            with talk.line(f"{bits} bits") as line:
+                document = withstood(deployed, images, labels, assault, progress=line.show)
             bare = bare_accuracy(deployed, images, labels, assault)
             for row in document["rows"]:
                 row["bare"] = bare[row["eps"]]

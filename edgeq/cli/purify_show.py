@@ -1,12 +1,11 @@
 """What `edgeq purify` shows: tables, and progress as a spinner on a terminal or as lines in a log."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.cli.talk import LOG_SECONDS, Talk
+from edgeq.cli.talk import Talk
 
 if TYPE_CHECKING:
     from edgeq.purifiers import Progress
@@ -58,57 +57,29 @@ def _drawn(cells: list[dict[str, Any]]) -> list[str]:
     return [f"{cell['psnr']:.2f} ({cell['mse']:.5f})" if cell else "" for cell in cells]
 
 
-def told(talk: Talk, prefix: str) -> "Callable[[str], None]":
-    """Return a function that notes what is attacked, every LOG_SECONDS at most."""
-    last = time.monotonic()
-
-    def tell(text: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > LOG_SECONDS:
-            talk.note(prefix + text)
-            last = time.monotonic()
-
-    return tell
-
-
 @contextlib.contextmanager
 def progress(talk: Talk) -> "Iterator[Callable[[Progress], None]]":
-    """Show a training: a spinner on a terminal, a line an epoch (or every LOG_SECONDS) in a log."""
-    last = time.monotonic()
-    status = talk.console.status("starting") if talk.console.is_terminal else contextlib.nullcontext()
+    """Show a training: where it is, and at the end of an epoch what it reached."""
+    with talk.line("starting") as line:
 
-    def show(progress: "Progress") -> None:
-        nonlocal last
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
-        where = f"epoch {progress.epoch + 1}/{progress.epochs}"
-        if progress.fidelity:
-            used = f"  codes {progress.fidelity['codes_used']}" if "codes_used" in progress.fidelity else ""
-            talk.note(f"{where}  {losses}  PSNR {progress.fidelity['psnr']:.2f} dB{used}")
-            last = time.monotonic()
-        elif talk.console.is_terminal:
-            status.update(f"{where} batch {progress.batch}/{progress.batches}  {losses}")  # type: ignore[union-attr]
-        elif time.monotonic() - last > LOG_SECONDS:
-            talk.note(f"{where} batch {progress.batch}/{progress.batches}  {losses}")
-            last = time.monotonic()
+        def show(progress: "Progress") -> None:
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
+            where = f"epoch {progress.epoch + 1}/{progress.epochs}"
+            if progress.fidelity:
+                used = f"  codes {progress.fidelity['codes_used']}" if "codes_used" in progress.fidelity else ""
+                line.keep(f"{where}  {losses}  PSNR {progress.fidelity['psnr']:.2f} dB{used}")
+            else:
+                line.show(f"{where} batch {progress.batch}/{progress.batches}  {losses}")
 
-    with status:
         yield show
 
 
 @contextlib.contextmanager
 def counting(talk: Talk) -> "Iterator[Callable[[Applied, int], None]]":
     """Show how many files are done."""
-    last = time.monotonic()
-    status = talk.console.status("purifying") if talk.console.is_terminal else contextlib.nullcontext()
+    with talk.line("purifying") as line:
 
-    def show(applied: "Applied", total: int) -> None:
-        nonlocal last
-        text = f"{applied.done + applied.kept + len(applied.bad)} of {total} images"
-        if talk.console.is_terminal:
-            status.update(text)  # type: ignore[union-attr]
-        elif time.monotonic() - last > LOG_SECONDS:
-            talk.note(text)
-            last = time.monotonic()
+        def show(applied: "Applied", total: int) -> None:
+            line.show(f"{applied.done + applied.kept + len(applied.bad)} of {total} images")
 
-    with status:
         yield show

@@ -1,7 +1,6 @@
 """`edgeq sensitivity`: which layer a width's accuracy is lost in, and a search for bits of layers."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from edgeq.cli.command import AbstractCommand, AllWidths, Document, MaybeData, MaybeFile
 from edgeq.cli.search import check, run_search
-from edgeq.cli.talk import LOG_SECONDS, Talk
+from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,20 +96,9 @@ class Sensitivity(AbstractCommand):
 
 @contextlib.contextmanager
 def counting(talk: Talk) -> Iterator[Callable[[int, int], None]]:
-    """Give out the function to call with how much is done: a spinner's text, or a line now and then in a log."""
-    if talk.console.is_terminal:
-        with talk.console.status("measuring") as status:
-            yield lambda done, total: status.update(f"measuring: {100 * done // total} %")
-        return
-    last = time.monotonic()
-
-    def log(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= LOG_SECONDS:
-            last = time.monotonic()
-            talk.note(f"measuring: {100 * done // total} %")
-
-    yield log
+    """Give out the function to call with how much is done."""
+    with talk.line("measuring") as line:
+        yield lambda done, total: line.show(f"measuring: {100 * done // total} %")
 
 
 def _show(talk: Talk, folder: Path, result: "Measured", width: "WidthReport") -> None:

@@ -68,6 +68,15 @@ class Talk:
         self.console.print(table)
 
     @contextlib.contextmanager
+    def line(self, text: str) -> "Iterator[Line]":
+        """Give out one line that changes while the block runs."""
+        if self.console.is_terminal:
+            with self.console.status(text) as status:
+                yield Line(self.note, status.update)
+        else:
+            yield Line(self.note, None)
+
+    @contextlib.contextmanager
     def training(self) -> "Iterator[Callable[[Progress], None]]":
         """Give out the function to call with the progress of a training."""
         if self.console.is_terminal:
@@ -75,6 +84,26 @@ class Talk:
                 yield _OnBar(bar, bar.add_task("starting", total=None, details="")).take
         else:
             yield _InLog(self.note).take
+
+
+class Line:
+    """One line that changes: a spinner's on a terminal, in a log a new one every LOG_SECONDS."""
+
+    def __init__(self, note: Callable[[str], None], update: Callable[[str], None] | None) -> None:
+        self._note, self._update = note, update
+        self._last = time.monotonic()
+
+    def show(self, text: str, *, at_once: bool = False) -> None:
+        """Change the line; in a log too if `at_once`."""
+        if self._update is not None:
+            self._update(text)
+        elif at_once or time.monotonic() - self._last >= LOG_SECONDS:
+            self.keep(text)
+
+    def keep(self, text: str) -> None:
+        """Write a line that stays."""
+        self._note(text)
+        self._last = time.monotonic()
 
 
 class _OnBar:

@@ -13,6 +13,7 @@ from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, write_json
 from edgeq.quant.network import QuantConfig
 from edgeq.training import Interrupted, TrainConfig, train
+from tests.stopping import on_call
 
 from .conftest import Tiny, small_data
 
@@ -52,15 +53,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_triqdef_with_a_pool_resumes_to_the_bit(tmp_path: Path, whole: Path, stop_at: int) -> None:
     out = tmp_path / "run"
-    calls = 0
-
-    def stop() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == stop_at
-
     with pytest.raises(Interrupted):
-        train(CONFIG, out=out, dataset=small_data(), stop=stop)
+        train(CONFIG, out=out, dataset=small_data(), stop=on_call(stop_at))
     train(CONFIG, out=out, dataset=small_data(), resume=True)
     expected, found = (load_tensors(folder / runs.WEIGHTS) for folder in (whole, out))
     assert all(torch.equal(t, expected[name]) for name, t in found.items())

@@ -1,15 +1,9 @@
-"""One thread: the maps here are small."""
-
-from collections.abc import Iterator
+"""The same random numbers for every test."""
 
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)

@@ -26,14 +26,6 @@ BULLSEYE = Bullseye(poisons=3, per_class=5, descent=FEW)
 NARCISSUS = Narcissus(batch_size=8, descent=FEW)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _dataset(scene: Scene) -> Dataset:
     some = torch.arange(60)
     return Dataset("signs", load(DATA).classes, scene.train.subset(some), scene.test.subset(some[:30]), flip=False)

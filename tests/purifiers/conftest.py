@@ -1,6 +1,5 @@
 """Tiny data, tiny purifiers, and run folders of them; one thread, so that the bits are the same."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ TINY_FSQ = PureVQ(channels=8, blocks=1, bottleneck="fsq", levels=(3, 4), adversa
 TINY_ALP = ALP(channels=8, blocks=1, latent=8)
 TINY_VAE = VAE(channels=8, blocks=1, latent=4)
 METHODS = {"vq": TINY_VQ, "fsq": TINY_FSQ, "alp": TINY_ALP, "vae": TINY_VAE}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images(count: int = 6, *, seed: int = 0, side: int = SIDE) -> Tensor:

@@ -17,6 +17,7 @@ from edgeq.purifiers.folders import PurifierInfo, save_weights, write_info
 from edgeq.purifiers.srl import SRLObjective, SRLPurifier
 from edgeq.training import Interrupted
 from tests.purifiers.conftest import TINY_VAE, config, dataset, images
+from tests.stopping import on_call
 
 SHAPE = (3, 16, 16)
 NETWORK = dataclasses.replace(TINY_VAE, latent=8)
@@ -131,15 +132,8 @@ def test_a_stopped_smoothing_ends_with_the_same_bits(after: int, start: Path, tm
     method = srl_from(start, steps=1)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train_purifier(config(method), out=straight, dataset=dataset())
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == after
-
     with pytest.raises(Interrupted):
-        train_purifier(config(method), out=broken, dataset=dataset(), stop=stop)
+        train_purifier(config(method), out=broken, dataset=dataset(), stop=on_call(after))
     torch.manual_seed(99)  # the caller's random state does not matter
     train_purifier(config(method), out=broken, resume=True, dataset=dataset())
     assert (broken / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()

@@ -9,6 +9,7 @@ from edgeq.errors import InputError
 from edgeq.purifiers import ALP, Progress, PureVQ, load_purifier, train_purifier
 from edgeq.training import Diverged, Interrupted
 from tests.purifiers.conftest import METHODS, TINY_ALP, TINY_VQ, config, dataset
+from tests.stopping import on_call
 
 
 def test_a_run_folder_holds_what_it_must(trained: Path) -> None:
@@ -23,15 +24,8 @@ def test_a_stopped_run_ends_with_the_same_bits(name: str, after: int, tmp_path: 
     """Three batches an epoch: stopped within the first epoch, at its end, and within the second."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train_purifier(config(METHODS[name]), out=straight, dataset=dataset())
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == after
-
     with pytest.raises(Interrupted):
-        train_purifier(config(METHODS[name]), out=broken, dataset=dataset(), stop=stop)
+        train_purifier(config(METHODS[name]), out=broken, dataset=dataset(), stop=on_call(after))
     assert (broken / "state").is_dir()
     torch.manual_seed(99)  # the caller's random state does not matter
     train_purifier(config(METHODS[name]), out=broken, resume=True, dataset=dataset())

@@ -1,7 +1,6 @@
 """Several processes train as one: the same losses, and they stop, save and give up together."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,11 +21,10 @@ from edgeq.training import TrainConfig
 def _in_processes(script: str, out: Path, *, count: int = 2) -> None:
     """Run a script on so many processes, or as torchrun's absence has it on one; its argument is the run folder."""
     path = out.parent / f"{out.name}.py"
-    path.write_text(f"import dataclasses, json, os, sys, torch\ntorch.set_num_threads(1)\n{script}")
+    path.write_text(f"import dataclasses, json, os, sys\n{script}")
     # --standalone finds a free port, so that tests run beside each other
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"] if count > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *launcher, str(path), str(out)], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, *launcher, str(path), str(out)], check=True, timeout=300)
 
 
 @pytest.mark.ci_slow

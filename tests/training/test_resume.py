@@ -19,6 +19,7 @@ from edgeq.evaluate import accuracies
 from edgeq.files import load_tensors, save_tensors
 from edgeq.quant.network import MultiBitNet
 from edgeq.training import Diverged, Interrupted, Progress, TrainConfig, train
+from tests.stopping import on_call
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -43,15 +44,8 @@ def test_a_stopped_run_resumes_to_the_bit(
     tmp_path: Path, whole: Path, data: Dataset, stop_at: int, tiny: TrainConfig
 ) -> None:
     out = tmp_path / "run"
-    calls = 0
-
-    def stop() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == stop_at
-
     with pytest.raises(Interrupted):
-        train(tiny, out=out, dataset=data, stop=stop)
+        train(tiny, out=out, dataset=data, stop=on_call(stop_at))
     assert not (out / runs.WEIGHTS).exists()
     train(tiny, out=out, dataset=data, resume=True)
     expected = _weights(whole)
@@ -63,10 +57,9 @@ def test_a_stopped_run_resumes_to_the_bit(
 def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path, spelled: str, tiny: TrainConfig) -> None:
     out = tmp_path / "run"
     script = (
-        "import sys, pathlib, torch\n"
+        "import sys, pathlib\n"
         "from choices import CONFIG\n"
         "from edgeq.training import train\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"
         "if __name__ == '__main__':\n"
         "    train(CONFIG, out=sys.argv[1], resume=pathlib.Path(sys.argv[1]).exists())\n"
     )
@@ -91,15 +84,8 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, whole: Path, spelled: s
 
 def test_a_full_disk_loses_nothing_already_saved(tmp_path: Path, data: Dataset, tiny: TrainConfig) -> None:
     out = tmp_path / "run"
-    calls = 0
-
-    def stop() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == 5
-
     with pytest.raises(Interrupted):
-        train(tiny, out=out, dataset=data, stop=stop)
+        train(tiny, out=out, dataset=data, stop=on_call(5))
     before = (out / runs.STATE / "state.safetensors").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
 
