@@ -31,8 +31,9 @@ from edgeq.export.certificate import Run
 from edgeq.export.compare import compare_with
 from edgeq.export.dialects import dialect
 from edgeq.export.engines import OPENVINO_EXACT, Engine, View, engine_makers, openvino_makers
+from edgeq.export.exactsums import ordered
 from edgeq.export.graph import INPUT
-from edgeq.export.verify import ordered, trial_images
+from edgeq.export.verify import trial_images
 from edgeq.files import read_json, write_json
 from edgeq.quant.convert import multibit
 

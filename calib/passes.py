@@ -118,7 +118,7 @@ def restored_on_error(model: MultiBitNet) -> Iterator[None]:
         raise
 
 
-def float_logits(model: MultiBitNet, images: Images, *, batch_size: int) -> Float[Tensor, "n classes"]:
+def float_logits(model: MultiBitNet, images: Images, *, batch_size: int) -> Float[Tensor, "n classes *plane"]:
     """Return the logits without any rounding."""
     logits = []
     with evaluating(model, float_source(model)):

@@ -20,7 +20,7 @@ from edgeq.quant.network import MultiBitNet
 if TYPE_CHECKING:
     import onnxruntime
 
-Logits = Int32[np.ndarray, "n classes"]
+Logits = Int32[np.ndarray, "n classes *plane"]
 Model = Callable[[UInt8[np.ndarray, "n c h w"]], Logits]
 
 

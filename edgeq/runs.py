@@ -140,9 +140,16 @@ def _short(value: object) -> str:
 
 
 def new_network(info: RunInfo) -> MultiBitNet:
-    """Return the run's network, untrained."""
+    """Return the run's network, untrained, or say that it does not name one of the run's classes."""
     model = build(info.model, classes=len(info.classes))
-    return multibit(model, image_shape=info.image_shape, config=info.quant)
+    net = multibit(model, image_shape=info.image_shape, config=info.quant)
+    if net.output_shape != (len(info.classes),):
+        raise InputError(
+            f"expected {len(info.classes)} logits for an image from {info.model!r}, one for each class, got the shape "
+            f"{net.output_shape}; a network with another output goes through multibit, calibrate, lower and save in "
+            "Python"
+        )
+    return net
 
 
 def save_weights(folder: Path, net: MultiBitNet) -> None:

@@ -110,8 +110,7 @@ def load(path: str | os.PathLike[str]) -> Artefact:
 
 def labels(graph: IntegerGraph) -> tuple[str, ...]:
     """Return the class names, or numbers where the graph has no names."""
-    count = int(np.prod(graph.edges[graph.output].shape))
-    return graph.classes or tuple(str(index) for index in range(count))
+    return graph.classes or tuple(str(index) for index in range(graph.edges[graph.output].shape[0]))
 
 
 def _check_manifest(loaded: Artefact, certificate: bytes) -> None:
@@ -224,7 +223,7 @@ def _manifest(graph: IntegerGraph, target: str, origin: Mapping[str, object], fi
             "name": "logits",
             "dtype": "int32",
             "shape": ["batch", *logits.shape],
-            "meaning": "real logit = code * scale; the class is the argmax",
+            "meaning": f"real logit = code * scale; the class{' of a pixel' * (len(logits.shape) > 1)} is the argmax",
             "scale": logits.scale,
         },
         "classes": list(labels(graph)),

@@ -88,7 +88,8 @@ class Certificate:
         proofs: Statements that hold for every input.
         runs: Engines compared on the inputs.
         needs_vnni: Layers whose 8-bit products may saturate in ONNX Runtime on x86 processors without VNNI.
-        ordered: Layers of the `trt` dialect whose partial sums an engine might round if it ran Q/DQ in float, unfused.
+        ordered: Layers of the `trt` dialect whose partial sums an engine might round if it ran Q/DQ in float, unfused;
+            the engines here ran them with sums in integers.
         versions: Packages that took part.
     """
 

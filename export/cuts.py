@@ -6,9 +6,9 @@ threshold of every channel; Add, Mul, Rescale and Table are fed with all their c
 
 In `trt` the accumulators are float32 and already multiplied: `acc * scale`, rounded once, with the scale of the model's
 weights. That a convolution arrives at them is a matter of its sums: `bias` shows that the float bias is the integer
-one, `inequality` (in `verify.py`) that the sum is exact, and `ordered` names the layers where only the whole sum, not
-each partial one, is bound to be. In `qonnx` they are the accumulators themselves, in float32: `sums` shows that the
-model's weights and biases keep every partial sum below 2^24.
+one, and `inequality` (in `verify.py`) that the sum is exact; for partial sums see `exactsums.py`. In `qonnx` they are
+the accumulators themselves, in float32: `sums` shows that the model's weights and biases keep every partial sum below
+2^24.
 """
 
 from collections.abc import Callable
@@ -50,23 +50,6 @@ def sweep_cuts(graph: IntegerGraph, model: "onnx.ModelProto", target: str) -> li
                 feed = {"trt": _scaled(found), "qonnx": _whole(graph)}.get(target, _plain)
                 proofs.append(_requantizer(graph, node, model, feed, zero))
     return proofs
-
-
-def ordered(graph: IntegerGraph) -> tuple[str, ...]:
-    """Return the layers of which float32 holds the whole sum but maybe not every partial sum, in some order.
-
-    All products of a channel are multiples of the multiplier's odd part times a power of two, so sums below
-    2^24 / odd(m) are exact in any order of summation. Beyond, an engine that runs Q/DQ in float, without fusing it,
-    may round a partial sum, and so a code that lies beside a tie. An int8 kernel is not concerned.
-    """
-    found = []
-    for node in graph.nodes:
-        if isinstance(node, Conv | Linear):
-            m = np.ones(1, np.int64) if node.requant is None else node.requant.m.astype(np.int64)
-            odd = m // (m & -m)
-            if (odd * reach(node, graph.edges[node.input]) > FLOAT32_EXACT).any():
-                found.append(node.name)
-    return tuple(found)
 
 
 def extract(model: "onnx.ModelProto", feeds: dict[str, np.ndarray], output: str) -> "onnx.ModelProto | None":

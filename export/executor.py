@@ -83,7 +83,7 @@ class TorchExecutor:
             for node in graph.nodes
         ]
 
-    def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Int32[Tensor, "batch classes"]:
+    def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Int32[Tensor, "batch classes *plane"]:
         """Return the int32 logits on the executor's device."""
         output = self.graph.output
         with _exact_arithmetic(self.device):
@@ -164,7 +164,7 @@ def _conv(node: Conv, edge: Edge, device: torch.device) -> Step:
         torch.from_numpy(node.weight[:, part]).to(device, dtype).contiguous(memory_format=layout) for part in slices
     ]
     bias = torch.from_numpy(node.bias).view(1, -1, 1, 1).to(device, torch.float32 if exact else torch.float64)
-    requant = _requant(node.requant, layer_reach(node, edge), device)
+    requant = _sums if node.requant is None else _requant(node.requant, layer_reach(node, edge), device)
     convolve = _unfolded if device.type == "cuda" else F.conv2d
     options = {"stride": node.stride, "dilation": node.dilation, "groups": node.groups}
 
@@ -182,10 +182,13 @@ def _linear(node: Linear, edge: Edge, device: torch.device) -> Step:
     exact = _largest(layer_reach(node, edge)) <= FLOAT32_EXACT
     dtype = torch.float32 if exact else torch.float64
     weight, bias = (torch.from_numpy(value.astype(np.float64)).to(device, dtype) for value in (node.weight, node.bias))
-    if node.requant is None:
-        return lambda x: F.linear(x.to(dtype), weight, bias).double()  # int32 logits may need more than 24 bits
-    requant = _requant(node.requant, layer_reach(node, edge), device)
+    requant = _sums if node.requant is None else _requant(node.requant, layer_reach(node, edge), device)
     return lambda x: requant(F.linear(x.to(dtype), weight, bias))
+
+
+def _sums(acc: Tensor) -> Tensor:
+    """Keep accumulators as they are; int32 logits may need more than 24 bits."""
+    return acc.double()
 
 
 def _add(node: Add, a: Edge, b: Edge) -> Step:

@@ -37,13 +37,16 @@ class Edge:
 
 @dataclass(frozen=True)
 class Conv:
-    """`requant(sum_k w_k * x_k + bias)`; padding is (top, left, bottom, right) with code 0."""
+    """`requant(sum_k w_k * x_k + bias)`, or the int32 sums themselves where requant is None (logits of every pixel).
+
+    Padding is (top, left, bottom, right) with code 0.
+    """
 
     name: str
     input: str
     weight: Int8[np.ndarray, "out in_per_group kh kw"]
     bias: Int32[np.ndarray, " out"]
-    requant: Requant
+    requant: Requant | None
     weight_bits: int
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -256,11 +259,18 @@ class IntegerGraph:
         """(channels, height, width) of the image."""
         return self.edges[INPUT].shape
 
-    def run(self, images: UInt8[np.ndarray, "batch channels height width"]) -> Int32[np.ndarray, "batch classes"]:
-        """Return the int32 logits of uint8 images, by the reference interpreter."""
+    def run(
+        self, images: UInt8[np.ndarray, "batch channels height width"]
+    ) -> Int32[np.ndarray, "batch classes *plane"]:
+        """Return the int32 logits of uint8 images (of every pixel, if so the network ends), by the interpreter."""
         from .reference import run
 
         return run(self, images)[self.output]
+
+
+def gives_sums(node: Node) -> bool:
+    """Tell whether a node's results are int32 sums, as the logits are, and not codes."""
+    return isinstance(node, PlaneSum) or (isinstance(node, Conv | Linear) and node.requant is None)
 
 
 def reach(node: Conv | Linear, edge: Edge) -> np.ndarray:

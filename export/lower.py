@@ -46,6 +46,7 @@ from .graph import (
     PlaneSum,
     Rescale,
     Table,
+    gives_sums,
     reach,
 )
 from .multiplier import FLOAT32_EXACT, Requant, shift_for
@@ -93,8 +94,8 @@ class _Lowering:
             unit = self.model.units[step.name]
             assert isinstance(unit, AbstractUnit)
             self._lower(step.name, unit, step.inputs)
-        if not isinstance(self.nodes[-1], Linear | PlaneSum):
-            raise InputError(f"expected a network that ends in a Linear layer, got {type(self.nodes[-1]).__name__}")
+        if not gives_sums(self.nodes[-1]):
+            raise InputError(f"expected a network that ends in its logits, got {type(self.nodes[-1]).__name__}")
         return IntegerGraph(name, bits, tuple(self.nodes), self.edges, classes)
 
     def _lower(self, name: str, unit: AbstractUnit, inputs: tuple[str, ...]) -> None:
@@ -163,7 +164,6 @@ class _Lowering:
         if isinstance(unit, LinearUnit):
             node: Conv | Linear = Linear(name, source, weight, bias, requant, weight_bits)
         else:
-            assert requant is not None
             node = Conv(
                 name,
                 source,
@@ -232,7 +232,7 @@ class _Lowering:
         value = self.values[name]
         assert value.step is not None
         shape = tuple(value.codes.shape[1:])
-        if isinstance(node, PlaneSum) or (isinstance(node, Linear) and node.requant is None):
+        if gives_sums(node):
             bound = self._bound(node)
             return Edge(-bound, bound, float(value.step), shape)
         if unit.output is not None:
@@ -243,9 +243,11 @@ class _Lowering:
             lo, hi = self.edges[node.inputs[0]].lo, self.edges[node.inputs[0]].hi
         return Edge(lo, hi, float(value.step), shape)
 
-    def _bound(self, node: Linear | PlaneSum) -> int:
-        edge = self.edges[node.input]
-        return int(reach(node, edge).max()) if isinstance(node, Linear) else edge.reach * int(np.prod(edge.shape[1:]))
+    def _bound(self, node: Node) -> int:
+        edge = self.edges[node.inputs[0]]
+        if isinstance(node, Conv | Linear):
+            return int(reach(node, edge).max())
+        return edge.reach * int(np.prod(edge.shape[1:]))
 
 
 def _requant(multiplier: torch.Tensor, codes: tuple[int, int]) -> Requant:

@@ -28,7 +28,7 @@ from .graph import (
     Rescale,
     Table,
 )
-from .multiplier import FLOAT32_EXACT, half_even_shift, requantize
+from .multiplier import FLOAT32_EXACT, Requant, half_even_shift, requantize
 
 Codes = Int32[np.ndarray, "batch *dims"]
 Padding = tuple[int, int, int, int]
@@ -51,10 +51,9 @@ def step(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
     """Return a node's output codes for its input codes."""
     match node:
         case Conv():
-            return requantize(_conv_acc(node, inputs[0]), node.requant)
+            return _requantized(_conv_acc(node, inputs[0]), node.requant)
         case Linear():
-            acc = _exact_matmul(inputs[0], node.weight.T) + node.bias
-            return acc.astype(np.int32) if node.requant is None else requantize(acc, node.requant)
+            return _requantized(_exact_matmul(inputs[0], node.weight.T) + node.bias, node.requant)
         case Add():
             total = inputs[0].astype(np.int64) * node.m_a + inputs[1].astype(np.int64) * node.m_b
             return np.clip(half_even_shift(total, node.n), node.lo, node.hi).astype(np.int32)
@@ -90,6 +89,10 @@ def half_even_ratio(x: Int32[np.ndarray, "*dims"], num: int, den: int) -> np.nda
     floor = top // den
     rest2 = 2 * (top - floor * den)
     return floor + ((rest2 > den) | ((rest2 == den) & (floor % 2 == 1)))
+
+
+def _requantized(acc: np.ndarray, rq: Requant | None) -> np.ndarray:
+    return acc.astype(np.int32) if rq is None else requantize(acc, rq)
 
 
 def _per_channel(node: AvgPool, channels: int):

@@ -32,7 +32,7 @@ def sweep(graph: IntegerGraph, model: "onnx.ModelProto") -> list[Proof]:
     for node in graph.nodes:
         if isinstance(node, Add | Mul | Rescale | Table):
             proofs.append(_table(graph, node, found))
-        elif isinstance(node, Conv | AvgPool) or (isinstance(node, Linear) and node.requant is not None):
+        elif isinstance(node, Conv | Linear | AvgPool) and node.requant is not None:
             proofs.append(_requantizer(graph, node, found))
     return proofs
 

@@ -20,7 +20,12 @@ from .sweep import Model
 if TYPE_CHECKING:
     import onnx
 
-OPERANDS = {"QLinearConv": (3, 8), "QGemm": (3, 6), "MatMulInteger": (1, None)}  # where weight and bias are read
+OPERANDS = {
+    "QLinearConv": (3, 8),
+    "QGemm": (3, 6),
+    "MatMulInteger": (1, None),
+    "ConvInteger": (1, None),
+}  # where weight and bias are read
 
 
 def translated(graph: IntegerGraph, model: "onnx.ModelProto", target: str) -> list[Proof]:
@@ -47,8 +52,9 @@ def unpacked(graph: IntegerGraph, model: "onnx.ModelProto") -> list[Proof]:
             tensor = tensors[node.name][0]
             weight = node.weight if isinstance(node, Conv) else node.weight.T
             pairs = {"weight": (_operand(found, model, tensor, 0), weight)}
-            if node.bias.any() or not (isinstance(node, Linear) and node.requant is None):
-                pairs["bias"] = (_operand(found, model, tensor, 1), node.bias)
+            if node.bias.any() or node.requant is not None:
+                bias = _operand(found, model, tensor, 1)
+                pairs["bias"] = (None if bias is None else bias.reshape(-1), node.bias)
             bad = [name for name, (got, want) in pairs.items() if got is None or not np.array_equal(got, want)]
             detail = f"the model's {bad[0]} is not the graph's" if bad else ""
             proofs.append(Proof(node.name, "weights", node.weight.size + node.bias.size, not bad, detail))
@@ -74,7 +80,7 @@ def _parts(model: "onnx.ModelProto") -> dict[str, bytes]:
 def _operand(found: Model, model: "onnx.ModelProto", tensor: str, which: int) -> np.ndarray | None:
     """Return a layer's weight (0) or bias (1) as the engine computes it from the model's constants."""
     operator = found.operator(tensor)
-    if operator is not None and operator.op_type == "Add":  # logits: MatMulInteger, then the bias
+    if operator is not None and operator.op_type == "Add":  # logits: an integer product, then the bias
         if which == 1:
             return _constant(model, operator.input[1])
         operator = found.producer.get(operator.input[0])

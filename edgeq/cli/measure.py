@@ -74,7 +74,12 @@ def record_accuracies(
 
 def integer_row(artefact: Artefact, dataset: Dataset, *, against: MultiBitNet | None = None) -> dict[str, Any]:
     """Measure an artefact on the whole test split in ONNX Runtime; `equal` is None without a network to compare."""
-    bits = artefact.graph.bits
+    bits, shape = artefact.graph.bits, artefact.graph.edges[artefact.graph.output].shape
+    if len(shape) != 1:
+        raise InputError(
+            f"expected an artefact that names one class for an image, got {artefact.path} with logits of shape "
+            f"{shape}; its accuracy is a matter of your own labels"
+        )
     result = evaluate_integer(runner(artefact.model), dataset.test, against=against, bits=bits)
     return {
         "bits": bits,

@@ -183,6 +183,7 @@ class _Plan:
             units=units,
             grids=self.grids,
             image_shape=image_shape,
+            output_shape=tuple(self.ops[self.last].shape),
         )
 
     def _narrowing(self, op: Op, name: str) -> dict[int, Narrowing]:
@@ -297,12 +298,12 @@ def _as_logits(ops: tuple[Op, ...]) -> tuple[Op, ...]:
 
 def _check_ends(ops: tuple[Op, ...]) -> None:
     last = ops[-1] if ops else None
-    plain = last is not None and last.kind == "linear" and last.norm is None and last.relu is None
+    plain = last is not None and last.kind in LAYERS and last.norm is None and last.relu is None
     if last is None or not (plain or last.kind == "planesum"):
         got = "nothing" if last is None else f"{last.kind} at {last.name!r}"
         raise InputError(
-            f"expected a network that ends in a plain Linear layer (its logits), or in an average over the plane, got "
-            f"{got}; add one"
+            f"expected a network that ends in its logits, a plain Linear layer, a plain convolution (logits of every "
+            f"pixel) or an average over the plane, got {got}; add one, or leave out what follows the logits"
         )
     pixels = {IMAGE}  # the image, and what only moves it
     readers = []

@@ -88,6 +88,7 @@ class MultiBitNet(nn.Module):
         units: dict[str, AbstractUnit],
         grids: dict[str, Grid],
         image_shape: tuple[int, int, int],
+        output_shape: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.config = config
@@ -95,6 +96,7 @@ class MultiBitNet(nn.Module):
         self.width = width
         self.steps = steps
         self.image_shape = image_shape
+        self.output_shape = output_shape  # of one image's logits: (classes,), or (classes, height, width)
         self.units = nn.ModuleDict(units)
         self.grids = nn.ModuleDict(grids)
         last_use = {name: i for i, step in enumerate(steps) for name in step.inputs}
@@ -102,7 +104,7 @@ class MultiBitNet(nn.Module):
             tuple(n for n in dict.fromkeys(step.inputs) if last_use[n] == i) for i, step in enumerate(steps)
         ]
 
-    def forward(self, image: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+    def forward(self, image: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes *plane"]:
         """Return the logits at the active width; images are uint8, or floats in [0, 1]."""
         return self.values(image)[self.steps[-1].name].real
 
@@ -139,7 +141,7 @@ class MultiBitNet(nn.Module):
         return tuple(b for b in self.bits if b != FLOAT_BITS)
 
     @torch.no_grad()
-    def predict(self, images: UInt8[Tensor, "n c h w"], *, batch_size: int = 500) -> Float[Tensor, "n classes"]:
+    def predict(self, images: UInt8[Tensor, "n c h w"], *, batch_size: int = 500) -> Float[Tensor, "n classes *plane"]:
         """Return the logits of many images in evaluation mode, batch by batch; the model's mode is put back."""
         before = self.training
         self.eval()

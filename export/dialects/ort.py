@@ -9,7 +9,8 @@ limits are scalars that the engine's layout pass leaves alone.
 ONNX Runtime requantizes as `half_even(float32(acc) * float32(x_scale * w_scale / y_scale))`. With both tensor scales 1
 and w_scale[c] = m_c * 2^-n its factor is exactly ours, and `multiplier.py` shows that the products are exact:
 
-    Conv        QLinearConv, int32 bias                  Linear     QGemm; the logits MatMulInteger and an int32 Add
+    Conv        QLinearConv, int32 bias                  Linear     QGemm
+    logits      MatMulInteger or ConvInteger, and an int32 Add
     Add         QLinearAdd, scales m_a/2^n, m_b/2^n, 1   Rescale    QLinearAdd of the number 0, scale num/den
     Mul         QLinearMul, scales m/2^n, 1, 1           Table      Cast and Gather
     AvgPool     QLinearGlobalAveragePool with x_scale = M * area (the kernel divides it by the area), or, for windows,
@@ -128,25 +129,34 @@ class _Ort:
         given = {"strides": node.stride, "pads": node.padding, "dilations": node.dilation, "group": node.groups}
         default = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
         attributes = {key: value for key, value in given.items() if value != default[key]}
+        if rq is None:
+            self._sums(node, "ConvInteger", **attributes)
+            return
         top = at_most(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
         inputs = [*self._tensor(node.input), self.w.weight(node.name), *self._scale(rq.m, rq.n), *self._out(node.name)]
         self._emit(node, (rq.lo, rq.hi, top), "QLinearConv", [*inputs, self.w.const(node.bias)], **attributes)
 
     def _linear(self, node: Linear) -> None:
         edge, rq, weight = self.graph.edges[node.input], node.requant, self.w.weight(node.name)
-        name, one, zero = self._tensor(node.input)
         if rq is None:
-            out = self.w.name(node.name)
-            product = f"{out}:product" if node.bias.any() else out
-            self.w.node("MatMulInteger", [name, weight, zero], product)
-            if node.bias.any():
-                self.w.node("Add", [product, self.w.const(node.bias)], out)
+            self._sums(node, "MatMulInteger")
             return
+        name, one, zero = self._tensor(node.input)
         top = at_most(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
         scale = real(rq.m, rq.n)
         factors = [self.w.const(scale), self.w.const(np.zeros(scale.shape, np.int8))]  # QGemm wants equal shapes
         inputs = [name, one, zero, weight, *factors, self.w.const(node.bias), *self._out(node.name)]
         self._emit(node, (rq.lo, rq.hi, top), "QGemm", inputs, domain=MICROSOFT)
+
+    def _sums(self, node: Conv | Linear, product: str, **attributes: Any) -> None:
+        """Write a layer's int32 sums: an integer product, and the bias if there is one."""
+        name, _, zero = self._tensor(node.input)
+        out = self.w.name(node.name)
+        bare = f"{out}:product" if node.bias.any() else out
+        axes = (-1, 1, 1) if isinstance(node, Conv) else (-1,)
+        self.w.node(product, [name, self.w.weight(node.name), zero], bare, **attributes)
+        if node.bias.any():
+            self.w.node("Add", [bare, self.w.const(node.bias.reshape(axes))], out)
 
     def _add(self, node: Add) -> None:
         a, b = self.graph.edges[node.a], self.graph.edges[node.b]

@@ -152,14 +152,15 @@ class _Trt:
         attributes = {"strides": node.stride, "pads": node.padding, "dilations": node.dilation, "group": node.groups}
         inputs = [self._float(node.input), *self._layer(node)]
         self.w.node("Conv", inputs, f"{node.name}:acc", kernel_shape=node.weight.shape[2:], **attributes)
-        top = at_most(
-            int(np.max(reach(node, self.graph.edges[node.input]) * node.requant.m.astype(np.int64))), node.requant.n
-        )
-        self._land(node.name, f"{node.name}:acc", (node.requant.lo, node.requant.hi), (-top, top))
+        self._finish(node)
 
     def _linear(self, node: Linear) -> None:
+        self.w.node("Gemm", [self._float(node.input), *self._layer(node)], f"{node.name}:acc", transB=1)
+        self._finish(node)
+
+    def _finish(self, node: Conv | Linear) -> None:
+        """Write the codes of a layer, or the sums themselves where they are the logits."""
         acc, rq = f"{node.name}:acc", node.requant
-        self.w.node("Gemm", [self._float(node.input), *self._layer(node)], acc, transB=1)
         if rq is None:
             self.w.node("Cast", [acc], self.w.name(node.name), to=INT32)
             return

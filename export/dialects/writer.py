@@ -13,7 +13,7 @@ import numpy as np
 from edgeq import __version__
 from edgeq.errors import InputError
 
-from ..graph import INPUT, Conv, IntegerGraph, Linear, PlaneSum
+from ..graph import INPUT, Conv, IntegerGraph, Linear, gives_sums
 from ..pack import pack_planes, planes
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ def check_ends(graph: IntegerGraph) -> None:
         InputError: It is not so.
     """
     last = graph.nodes[-1]
-    if not (isinstance(last, PlaneSum) or (isinstance(last, Linear) and last.requant is None)):
-        raise InputError(f"expected a last Linear without requant, got {type(last).__name__} {last.name!r}; add one")
+    if not gives_sums(last):
+        raise InputError(
+            f"expected a last layer that gives int32 sums, got {type(last).__name__} {last.name!r}; end in a plain "
+            "Linear or Conv"
+        )
     if LOGITS in {node.name for node in graph.nodes[:-1]}:
         raise InputError(
             f"expected the name {LOGITS!r} for the output alone, got an inner layer of that name; rename it"

@@ -1,6 +1,7 @@
 """Small integer graphs: built by hand, drawn by hypothesis, and one of ResNet-20's shape."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ class Builder:
         return self.put(Flatten(self.name("flat"), source), edge.lo, edge.hi, (int(np.prod(edge.shape)),))
 
     def graph(self, source: str, *, bits: int = 8, classes: int = 5, weight_bits: int = 8) -> IntegerGraph:
-        """Close with a classifier."""
+        """Close with a classifier of the image."""
         if len(self.edges[source].shape) == 3:
             source = self.flatten(source)
         weight, bias, _ = self.weights((classes, self.edges[source].shape[0]), weight_bits, source, (0, 127))
@@ -122,6 +123,14 @@ class Builder:
         bound = int(reach(node, self.edges[source]).max())
         self.put(node, -bound, bound, (classes,))
         return IntegerGraph("test", bits, tuple(self.nodes), dict(self.edges))
+
+    def dense(self, source: str, *, weight_bits: int = 8, **geometry) -> IntegerGraph:
+        """Close with a classifier of every pixel: the last convolution's sums as they are."""
+        name = self.conv(source, 5, (3, 3), bits=weight_bits, name="dense", **geometry)
+        node = replace(cast(Conv, self.nodes.pop()), requant=None)
+        bound = int(reach(node, self.edges[source]).max())
+        self.put(node, -bound, bound, self.edges[name].shape)
+        return IntegerGraph("test", 8, tuple(self.nodes), dict(self.edges))
 
 
 def resnet(bits: int, *, width: int = 16, blocks: int = 3, size: int = 32) -> IntegerGraph:
@@ -177,6 +186,8 @@ def draw_graph(draw) -> IntegerGraph:
             y = b.conv(x, 3, (1, 1), **conv_range())
             lo, hi = (f(getattr(b.edges[e], end) for e in (x, y)) for f, end in ((min, "lo"), (max, "hi")))
             x = b.concat(x, y) if hi - lo <= 255 else b.rescale(y, 1, 1, lo=0, hi=127)
+    if draw(st.booleans()):
+        return b.dense(x, weight_bits=pick(*range(2, 9)), padding=pick((2, 2, 2, 2), (2, 1, 0, 2)))
     if draw(st.booleans()):
         x = b.average(x, hi=pick(b.edges[x].hi, max(1, b.edges[x].hi // 2)))
     if draw(st.booleans()):

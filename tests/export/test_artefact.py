@@ -151,7 +151,7 @@ def test_unknown_targets_leave_nothing_behind(graph: IntegerGraph, tmp_path: Pat
 def test_an_inexact_network_is_not_saved(graph: IntegerGraph, tmp_path: Path) -> None:
     """A multiplier of 24 bits: float32 loses bits of the product."""
     node = graph.nodes[0]
-    assert isinstance(node, Conv)
+    assert isinstance(node, Conv) and node.requant is not None
     m = node.requant.m.copy() << 8
     m[0] += 1
     long = Conv(**{**vars(node), "requant": Requant(m, node.requant.n + 8, node.requant.lo, node.requant.hi)})

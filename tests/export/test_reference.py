@@ -24,7 +24,7 @@ def test_conv_is_the_sum_written_out(graphs, groups: int, geometry: dict) -> Non
     b = graphs.Builder((4, 6, 7))
     name = b.conv(INPUT, 4, (3, 2), groups=groups, lo=-20, hi=100, **geometry)
     node, shape = b.nodes[-1], b.edges[name].shape
-    assert isinstance(node, Conv)
+    assert isinstance(node, Conv) and node.requant is not None
     x = b.rng.integers(-128, 128, (2, 4, 6, 7)).astype(np.int32)
     got = step(node, [x])
     assert got.shape == (2, *shape)

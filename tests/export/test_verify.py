@@ -92,7 +92,7 @@ def test_one_changed_multiplier_is_found_and_its_layer_named(artefact: Path, lay
 def test_the_sweep_finds_what_trying_all_accumulators_finds(graph: IntegerGraph, layer: str) -> None:
     """Whatever the size of the change, the cases beside the thresholds decide for all accumulators."""
     node = next(node for node in graph.nodes if node.name == layer)
-    assert isinstance(node, Conv)
+    assert isinstance(node, Conv) and node.requant is not None
     bound = reach(node, graph.edges[node.input])
     verdicts = set()
     for change_by in (1e-7, 3e-6, 1e-5, 1e-4, 1e-3):
@@ -178,7 +178,7 @@ def test_a_model_that_does_not_load_is_a_finding(graph: IntegerGraph) -> None:
 
 def test_a_multiplier_that_is_not_short_fails_the_inequality(graph: IntegerGraph) -> None:
     node = next(node for node in graph.nodes if node.name == "layer2.0.conv2")
-    assert isinstance(node, Conv)
+    assert isinstance(node, Conv) and node.requant is not None
     m = node.requant.m << 7
     m[3] += 1
     requant = Requant(m, node.requant.n + 7, node.requant.lo, node.requant.hi)

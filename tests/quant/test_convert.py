@@ -311,7 +311,7 @@ def test_logits_beyond_24_bits_are_exact() -> None:
         (_Body(lambda net, y: (F.relu(y, inplace=True) + y).mean((2, 3))), "what its trace says"),
         (_Body(lambda net, y: net.norm(net.norm(y)).mean((2, 3)), norm=nn.BatchNorm2d(3)), "twice"),
         (_Body(lambda net, y: torch.flatten(F.adaptive_avg_pool2d(y, 1))), "two images at a time"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "ends in a plain Linear"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "average over the plane, got conv at"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), "stops at them"),
     ],
 )

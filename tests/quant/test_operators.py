@@ -166,9 +166,10 @@ class Gated(nn.Module):
 class UNet(nn.Module):
     """Down, up by a transposed convolution and by nearest neighbours, with concatenated skips."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, dense: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.dense = dense
         self.one, self.two = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
         self.bn = nn.BatchNorm2d(8)
         self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
@@ -180,21 +181,39 @@ class UNet(nn.Module):
         two = torch.relu(self.bn(self.two(F.max_pool2d(one, 2))))
         x = torch.relu(self.join(torch.cat([torch.relu(self.norm(self.up(two))), one], 1)))
         x = self.last(torch.cat([x, F.interpolate(two, scale_factor=2.0, mode="nearest")], 1))
-        return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
+        return x if self.dense else torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
 
 
 def test_products_and_gates() -> None:
     assert {Mul, Table} <= assert_same(prepared(Gated()))
 
 
-def test_a_decoder_that_ends_in_an_average() -> None:
-    net = prepared(UNet())
-    assert {Move, PlaneSum} <= assert_same(net)
+@pytest.mark.parametrize(("dense", "shape"), [(False, (5,)), (True, (5, SIDE, SIDE))])
+def test_a_decoder(dense: bool, shape: tuple[int, ...]) -> None:
+    """It ends in an average, or in logits of every pixel."""
+    net = prepared(UNet(dense=dense))
+    kinds = assert_same(net)
+    assert Move in kinds and (PlaneSum in kinds) != dense
     graph = lower(net, bits=8)
+    assert net.output_shape == graph.edges[graph.output].shape == shape
     with torch.no_grad(), at_bits(net, 8):
         real = net(images(3))
     logits = torch.from_numpy(graph.run(images(3).numpy())) * graph.edges[graph.output].scale
     torch.testing.assert_close(logits.float(), real, rtol=1e-5, atol=0.0)  # one product in float32
+
+
+def test_a_network_that_draws_ends_in_a_transposed_convolution() -> None:
+    torch.manual_seed(0)
+    down = (nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.SiLU())
+    net = prepared(nn.Sequential(*down, nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1)))
+    assert net.output_shape == (3, SIDE, SIDE)
+    assert_same(net)
+
+
+def test_passes_improve_logits_of_every_pixel() -> None:
+    net = multibit(UNet(dense=True), bits=(32, 3), image_shape=(3, SIDE, SIDE))
+    report = calibrate(net, images(16), passes=("equalise", "rounding", "bias"))
+    assert report.passes[-1].mse_after < report.passes[0].mse_before
 
 
 def test_a_plain_mlp() -> None:

@@ -1,6 +1,7 @@
 """Moves, products, tables and sums over the plane: every dialect, every engine at hand, every code."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -100,6 +101,18 @@ def test_products_of_planes_and_of_channel_factors(graphs, ranges: tuple[int, in
     y = mul(b, graphs, x, factors, min(lo, low), max(hi, high))
     graph = b.graph(b.average(mul(b, graphs, y, x, lo, hi)))
     assert_exact(graph, graphs.images(graph, 3))
+
+
+@pytest.mark.parametrize("weight_bits", [8, pytest.param(5, marks=SLOW), pytest.param(2, marks=SLOW)])
+def test_logits_of_every_pixel(graphs, weight_bits: int) -> None:
+    b = graphs.Builder((3, 5, 4))
+    x = b.conv(INPUT, 10, hi=15, padding=(1, 1, 1, 1))
+    graph = b.dense(x, weight_bits=weight_bits, groups=5, stride=(1, 2), padding=(1, 0, 1, 2))
+    assert graph.edges[graph.output].shape == (5, 5, 2)
+    images = graphs.images(graph, 3)
+    assert_exact(graph, images)
+    no_bias = replace(graph.nodes[-1], bias=np.zeros(5, np.int32))
+    assert_exact(replace(graph, nodes=(*graph.nodes[:-1], no_bias)), images)
 
 
 @settings(max_examples=4)

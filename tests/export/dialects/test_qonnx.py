@@ -262,5 +262,5 @@ def test_without_the_package_the_extra_is_named(graphs, monkeypatch) -> None:
 def test_a_network_without_logits_is_refused(graphs) -> None:
     b = graphs.Builder()
     b.conv(INPUT, 4)
-    with pytest.raises(InputError, match="expected a last Linear without requant"):
+    with pytest.raises(InputError, match="expected a last layer that gives int32 sums"):
         build(IntegerGraph("none", 8, tuple(b.nodes), b.edges), "qonnx")

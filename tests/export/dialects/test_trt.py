@@ -142,7 +142,7 @@ def test_a_bias_that_float32_cannot_hold_is_found(graphs) -> None:
     b = graphs.Builder()
     graph = b.graph(b.conv(INPUT, 4))
     node = graph.nodes[0]
-    assert isinstance(node, Conv)
+    assert isinstance(node, Conv) and node.requant is not None
     rq = dataclasses.replace(node.requant, m=node.requant.m | 1)
     for bias, exact in [((1 << 24) + 1, True), (-(1 << 30) - 1, True), (12345, True)]:  # always saturated; or held
         wide = dataclasses.replace(node, bias=np.full(4, bias, np.int32), requant=rq)
