@@ -5,9 +5,11 @@
 All built-in networks with random weights, calibrated on drawn signs, at 8, 5, 4 and 2 bits. Each model runs in ONNX
 Runtime at its four optimisation levels, in `onnx.reference` (one image), in OpenVINO's CPU plug-in (`pip install
 'edgeq[openvino]'`) with edgeq's settings ("exact"), with EXECUTION_MODE_HINT=ACCURACY alone and with none, and the
-`trt` file also operator by operator in torch (`onnx_in_torch.py`), on a GPU too where there is one, without TF32. ONNX
-Runtime and OpenVINO ("exact") run twice: with every edge as an output, and as the file is, because outputs change what
-is fused. A network and width that the JSON file holds already is not run again.
+`trt` file also operator by operator in torch (`onnx_in_torch.py`), on a GPU too where there is one, without TF32. Where
+float32 may not hold the sums of a `trt` file in every order, it runs once more with these in integers
+(`edgeq.export.exactsums`), as its certificate has it. ONNX Runtime and OpenVINO ("exact") run twice: with every edge as
+an output, and as the file is, because outputs change what is fused. A network and width that the JSON file holds
+already is not run again.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from edgeq.export.certificate import Run
 from edgeq.export.compare import compare_with
 from edgeq.export.dialects import dialect
 from edgeq.export.engines import OPENVINO_EXACT, Engine, View, engine_makers, openvino_makers
-from edgeq.export.exactsums import ordered
+from edgeq.export.exactsums import exact_sums, ordered
 from edgeq.export.graph import INPUT
 from edgeq.export.verify import trial_images
 from edgeq.files import read_json, write_json
@@ -39,6 +41,7 @@ from edgeq.quant.convert import multibit
 
 BITS = (8, 5, 4, 2)
 TARGETS = ("trt", "proof", "ort")
+SUMMED = "trt, wide sums in integers"
 SETTINGS = {"exact": OPENVINO_EXACT, "accuracy": {"EXECUTION_MODE_HINT": "ACCURACY"}, "default": {}}
 SIGNS, RANDOM = 2, 2  # images, besides six extreme ones
 Makers = list[tuple[str, Callable[[], Engine]]]
@@ -104,6 +107,10 @@ def measure(graph: IntegerGraph, images: np.ndarray) -> dict[str, object]:
         if refused:
             refusals[f"{target}|openvino"] = {"codes": 0, "mismatches": 0, "error": refused}
         chosen += [(f"{target}|{name}", make) for name, make in found]
+        if target == "trt" and ordered(graph):
+            summed = exact_sums(graph, model)
+            found = engine_makers(graph, summed, ("onnxruntime",), 1, target) + torch_makers(graph, summed)
+            chosen += [(f"{SUMMED}|{name}", make) for name, make in found]
     done = compare_with(graph, images, chosen)
     rows = {name: row(run) for (name, _), run in zip(chosen, done, strict=True)}
     return {"ordered": len(ordered(graph)), "layers": len(graph.nodes), "engines": {**rows, **refusals}}

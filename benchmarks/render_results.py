@@ -108,7 +108,8 @@ def portability(body: Body) -> str:
         for bits in sorted(widths, key=int, reverse=True):
             for name, row in widths[bits]["engines"].items():
                 found.setdefault(_engine(name), {}).setdefault(network, []).append({**row, "bits": bits})
-    order = sorted(found, key=lambda name: ("trt", "proof", "ort").index(name.partition(" | ")[0]))
+    order = sorted(found, key=lambda name: name.partition(" | ")[0], reverse=True)  # trt, proof, ort
+    order.sort(key=lambda name: not name.startswith("trt | "))
     rows = []
     for name in order:
         cells = [_mismatches(found[name].get(network, [])) for network in networks]

@@ -1,10 +1,11 @@
 """A `trt` model whose wide layers add in integers, for engines that run Q/DQ in float.
 
-TensorRT runs such a layer on int8 codes and adds in int32. Where no such kernel is at hand, ONNX Runtime and OpenVINO
-convolve in float32, with each channel's multiplier inside the weights: products are multiples of that multiplier, and a
-partial sum of a wide layer may need more than 24 bits. Its last bit then hangs on the order of summation, and beside a
-tie so does a code. Here the multiplier of these layers comes after the sum, which is the same real number: weights and
-products are integers, in pieces that float32 holds in any order, and the pieces meet in int32.
+TensorRT runs such a layer on int8 codes and adds in int32. Where no such kernel is at hand, an engine convolves in
+float32, with each channel's multiplier inside the weights: products are multiples of that multiplier, and a partial sum
+of a wide layer may need more than 24 bits. Its last bit then hangs on the order of summation, and beside a tie so does
+a code. Here the multiplier of these layers comes after the sum, which is the same real number: weights and products are
+integers, in pieces that float32 holds in any order, and the pieces meet in int32. Not for OpenVINO: it draws a
+multiplication into the QuantizeLinear behind it and then rounds twice (2026.4), so it runs the file as it is.
 """
 
 from collections.abc import Iterator
@@ -104,7 +105,8 @@ class _Rewrite:
             yield helper.make_node("Add", [f"{product}:int", total], [f"{product}:sum"])
             total = f"{product}:sum"
         yield helper.make_node("Cast", [total], [f"{acc}:sum"], to=FLOAT)
-        yield helper.make_node("Mul", [f"{acc}:sum", self._const(f"{acc}:scale", scale.reshape(shape))], [acc])
+        factor = self._const(f"{acc}:scale", scale.reshape(shape))
+        yield helper.make_node("Mul", [f"{acc}:sum", factor], [acc])
 
     def _const(self, name: str, value: np.ndarray) -> str:
         from onnx import numpy_helper

@@ -49,6 +49,11 @@ class Verify(AbstractCommand):
         )
         if certificate.needs_vnni:
             talk.note(f"x86 processors without VNNI may saturate in: {', '.join(certificate.needs_vnni)}")
+        if certificate.ordered:
+            talk.note(
+                f"sums of {len(certificate.ordered)} layers may pass what float32 holds: ONNX Runtime got them in "
+                f"integers, as int8 kernels add: {', '.join(certificate.ordered)}"
+            )
         if not certificate.exact:
             raise Failed(
                 f"expected {self.folder} to compute its integer graph exactly, got: {certificate.failures()[0]}; "
