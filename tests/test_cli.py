@@ -246,6 +246,14 @@ def test_calibrate_leaves_the_run_as_it_was(here: Path, capsys: pytest.CaptureFi
     assert json.loads((here / "new/config.json").read_text())["training"]["calibrated"]["run"] == "run"
 
 
+def test_calibrate_with_passes_says_what_each_did(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = _json(capsys, *"calibrate run --images 20 --passes bias equalise --out new".split())
+    assert [(entry["pass"], entry["bits"]) for entry in body["passes"]] == [("equalise", 4), ("bias", 4)]
+    first, second = body["passes"]
+    assert second["sqnr_db_before"] == first["sqnr_db_after"] != first["sqnr_db_before"]
+    assert _json(capsys, "export", "new", "--bits", "4", "--out", "int")["artefacts"][0]["exact"] is True
+
+
 def test_json_goes_into_a_file(here: Path) -> None:
     assert main(["evaluate", "run", "--json", "deep/er/out.json"]) == 0
     assert json.loads((here / "deep/er/out.json").read_text())["run"] == "run"
