@@ -247,7 +247,7 @@ def test_calibrate_leaves_the_run_as_it_was(here: Path, capsys: pytest.CaptureFi
 
 
 def test_calibrate_with_passes_says_what_each_did(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    body = _json(capsys, *"calibrate run --images 20 --passes bias equalise --out new".split())
+    body = _json(capsys, "calibrate", "run", "--images", "20", "--passes", "bias", "equalise", "--out", "new")
     assert [(entry["pass"], entry["bits"]) for entry in body["passes"]] == [("equalise", 4), ("bias", 4)]
     first, second = body["passes"]
     assert second["sqnr_db_before"] == first["sqnr_db_after"] != first["sqnr_db_before"]
