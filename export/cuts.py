@@ -196,10 +196,26 @@ def _float_reach(model: Model, tensor: str, codes: int) -> int:
     return codes * int(sums.max())
 
 
+def _pieces(graph: IntegerGraph, node: Conv | Linear, model: Model) -> list[Proof]:
+    """Show that float32 holds every sum of each piece of a layer, and that the int32 bias is the graph's."""
+    bounds = []
+    while (product := f"{node.name}:acc:{len(bounds)}") in model.producer:
+        weight = np.abs(model.array(model.producer[f"{product}:weight"].input[0]).astype(np.int64))
+        bounds.append(graph.edges[node.input].reach * int(weight.reshape(len(weight), -1).sum(1).max()))
+    fits = max(bounds) <= FLOAT32_EXACT
+    detail = "" if fits else f"sums of up to {max(bounds)} do not fit into float32"
+    proof = Proof(node.name, "inequality", len(node.bias) * len(bounds), fits, detail)
+    adds = [o for o in model.producer.values() if o.op_type == "Add" and o.input[0] == f"{node.name}:acc:0:int"]
+    same = bool(adds) and np.array_equal(model.array(adds[0].input[1]).reshape(-1), node.bias)
+    return [proof, Proof(node.name, "bias", len(node.bias), same, "" if same else "another int32 bias")]
+
+
 def _float_layer(graph: IntegerGraph, node: Conv | Linear, model: Model) -> list[Proof]:
-    """Show that the float bias is the integer one, and that float32 holds the logits."""
+    """Show that the float bias is the integer one, and that float32 holds the logits, or those of each piece."""
     bounds = reach(node, graph.edges[node.input])
     proofs = []
+    if node.requant is None and f"{node.name}:acc:0" in model.producer:
+        return _pieces(graph, node, model)
     if node.requant is None:
         fits = bounds <= FLOAT32_EXACT
         detail = "" if fits.all() else f"logits of up to {int(bounds.max())} do not fit into float32"

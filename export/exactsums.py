@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .dialects.qonnx import pieces
+from .dialects.pieces import pieces
 from .graph import Conv, Edge, IntegerGraph, Linear
 from .multiplier import FLOAT32_EXACT
 from .sweep import Model
@@ -29,12 +29,12 @@ def ordered(graph: IntegerGraph) -> tuple[str, ...]:
     """Return the layers of which float32 holds the whole sum but maybe not every partial sum, in some order.
 
     All products of a channel are multiples of the multiplier's odd part times a power of two, so sums below
-    2^24 / odd(m) are exact in any order of summation.
+    2^24 / odd(m) are exact in any order of summation. The `trt` dialect itself cuts logits beyond 2^24 into pieces.
     """
     found = []
     for node in graph.nodes:
-        if isinstance(node, Conv | Linear):
-            m = np.ones(1, np.int64) if node.requant is None else node.requant.m.astype(np.int64)
+        if isinstance(node, Conv | Linear) and node.requant is not None:
+            m = node.requant.m.astype(np.int64)
             odd = m // (m & -m)
             if (odd * partial_reach(node, graph.edges[node.input]) > FLOAT32_EXACT).any():
                 found.append(node.name)

@@ -48,6 +48,7 @@ from ..multiplier import FLOAT32_EXACT
 from ..reference import half_even_ratio
 from .moves import write_move
 from .ort import float_scale, real
+from .pieces import pieces
 from .writer import LOGITS, Writer, check_ends, writer_for
 
 if TYPE_CHECKING:
@@ -143,15 +144,6 @@ def quant_function() -> "onnx.FunctionProto":
     inputs, attributes = ["x", "scale", "zeropt", "bitwidth"], ["signed", "narrow", "rounding_mode"]
     imports = [helper.make_opsetid("", VERSION[0])]
     return helper.make_function(DOMAIN, "Quant", inputs, ["y"], nodes, imports, attributes)
-
-
-def pieces(node: Conv | Linear, edge_reach: int) -> list[np.ndarray]:
-    """Return weights that add up to the layer's, each with sums below 2^24 for every input."""
-    weight = node.weight.reshape(len(node.weight), -1)
-    total = np.cumsum(np.abs(weight.astype(np.int64)), 1)
-    budget = FLOAT32_EXACT // edge_reach - 128  # the weight that crosses it adds 128 at most
-    part = np.maximum(total - 1, 0) // budget
-    return [np.where(part == k, weight, 0).reshape(node.weight.shape) for k in range(int(part.max()) + 1)]
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ DQ -> operator -> Q into one int8 kernel; whoever does not fuse computes the sam
     averages      windows are depthwise convolutions with weights 1; the global one is a ReduceSum of whole numbers
                   below 2^24 (exact in any order) and a Mul, because a mean over 49 pixels would round
     image         uint8 pixels: Cast to float32, which is all that TensorRT allows on uint8, Sub 128, Q
-    logits        the accumulators of the last layer (weight scale 1), Cast to int32
+    logits        the accumulators of the last layer (weight scale 1), Cast to int32; where they may pass 2^24, which
+                  float32 does not hold, pieces of the weights whose sums it holds, added in int32
 
 TensorRT has no kernels for convolutions below 8 bits: weights of 5, 4 and 2 bits lie in int8 tensors, and time and
 size are those of 8 bits. No code may exceed 127. TF32, fp16 and bf16 must stay off.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,11 +49,12 @@ from ..graph import (
     Table,
     reach,
 )
-from ..multiplier import Requant
+from ..multiplier import FLOAT32_EXACT, Requant
 from ..reference import half_even_ratio
 from ..trt_engine import trtexec
 from .moves import write_move
 from .ort import at_most, float_scale, real
+from .pieces import pieces
 from .writer import LOGITS, Writer, check_ends, writer_for
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ class _Trt:
             case Conv():
                 self._conv(node)
             case Linear():
-                self._linear(node)
+                self._product(node, "Gemm", transB=1)
             case Add():
                 self._add(node)
             case Mul():
@@ -150,22 +152,32 @@ class _Trt:
 
     def _conv(self, node: Conv) -> None:
         attributes = {"strides": node.stride, "pads": node.padding, "dilations": node.dilation, "group": node.groups}
-        inputs = [self._float(node.input), *self._layer(node)]
-        self.w.node("Conv", inputs, f"{node.name}:acc", kernel_shape=node.weight.shape[2:], **attributes)
-        self._finish(node)
+        self._product(node, "Conv", kernel_shape=node.weight.shape[2:], **attributes)
 
-    def _linear(self, node: Linear) -> None:
-        self.w.node("Gemm", [self._float(node.input), *self._layer(node)], f"{node.name}:acc", transB=1)
-        self._finish(node)
-
-    def _finish(self, node: Conv | Linear) -> None:
-        """Write the codes of a layer, or the sums themselves where they are the logits."""
+    def _product(self, node: Conv | Linear, operator: str, **attributes: Any) -> None:
+        """Write a layer: its codes, or the sums themselves where they are the logits."""
         acc, rq = f"{node.name}:acc", node.requant
+        if rq is None and reach(node, self.graph.edges[node.input]).max() > FLOAT32_EXACT:
+            self._in_int32(node, operator, **attributes)
+            return
+        self.w.node(operator, [self._float(node.input), *self._layer(node)], acc, **attributes)
         if rq is None:
             self.w.node("Cast", [acc], self.w.name(node.name), to=INT32)
             return
         top = at_most(int(np.max(reach(node, self.graph.edges[node.input]) * rq.m.astype(np.int64))), rq.n)
         self._land(node.name, acc, (rq.lo, rq.hi), (-top, top))
+
+    def _in_int32(self, node: Conv | Linear, operator: str, **attributes: Any) -> None:
+        total = self.w.const(node.bias.reshape((-1, 1, 1) if isinstance(node, Conv) else (-1,)))
+        parts = pieces(node, self.graph.edges[node.input].reach)
+        for index, part in enumerate(parts):
+            product = f"{node.name}:acc:{index}"
+            weight = self._weight(part, np.ones(len(part), np.int32), 0, product)
+            self.w.node(operator, [self._float(node.input), weight], product, **attributes)
+            self.w.node("Cast", [product], f"{product}:int", to=INT32)
+            out = self.w.name(node.name) if index == len(parts) - 1 else f"{product}:sum"
+            self.w.node("Add", [f"{product}:int", total], out)
+            total = out
 
     def _layer(self, node: Conv | Linear) -> list[str]:
         """Return the float weight and bias of a layer, in units of the output code."""

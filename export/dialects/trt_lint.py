@@ -178,6 +178,8 @@ class _Linter:
     def _addition(self, node: "onnx.NodeProto") -> Iterator[Finding]:
         for name in node.input:
             source = self.producer.get(name)
+            if self.types.get(name) == INT32:
+                continue
             if name not in self.constants and (source is None or source.op_type != "DequantizeLinear"):
                 text = f"a DequantizeLinear before input {name!r}"
                 yield self._found("placement", node, text, "quantize both inputs of an addition, the residual one too")

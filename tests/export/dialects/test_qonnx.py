@@ -13,7 +13,8 @@ from edgeq.errors import InputError, MissingExtra
 from edgeq.export import save, verify
 from edgeq.export.compare import compare
 from edgeq.export.dialects import build
-from edgeq.export.dialects.qonnx import DOMAIN, limits_of, pieces, quant_function, quant_range
+from edgeq.export.dialects.pieces import pieces
+from edgeq.export.dialects.qonnx import DOMAIN, limits_of, quant_function, quant_range
 from edgeq.export.engines import session
 from edgeq.export.graph import INPUT, Edge, IntegerGraph, Linear
 from edgeq.export.verify import certify, prove

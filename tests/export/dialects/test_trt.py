@@ -15,7 +15,7 @@ from edgeq.export import save, verify
 from edgeq.export.compare import compare, compare_with
 from edgeq.export.dialects import build
 from edgeq.export.dialects.trt_lint import lint
-from edgeq.export.graph import INPUT, Conv, IntegerGraph
+from edgeq.export.graph import INPUT, Conv, IntegerGraph, Linear, reach
 from edgeq.export.verify import certify, prove
 
 
@@ -149,6 +149,46 @@ def test_a_bias_that_float32_cannot_hold_is_found(graphs) -> None:
         other = dataclasses.replace(graph, nodes=(wide, *graph.nodes[1:]))
         proofs = prove(other, build(other, "trt").SerializeToString(), "trt")
         assert next(p.exact for p in proofs if p.claim == "bias") is exact
+
+
+def wide_logits(graphs, *, dense: bool) -> IntegerGraph:
+    """Logits whose first channel passes 2^24 several times over where every pixel is black."""
+    b = graphs.Builder((3, 40, 40))
+    weight = np.where(np.random.default_rng(1).random((6, 4800)) < 0.5, -127, 127).astype(np.int8)
+    weight[0] = 127
+    bias = np.arange(-3, 3, dtype=np.int32) * 1001
+    if dense:
+        node: Conv | Linear = Conv("last", INPUT, weight.reshape(6, 3, 40, 40), bias, None, 8)
+    else:
+        node = Linear("last", b.flatten(INPUT), weight, bias, None, 8)
+    bound = int(reach(node, b.edges[INPUT]).max())
+    b.put(node, -bound, bound, (6, 1, 1) if dense else (6,))
+    return IntegerGraph("test", 8, tuple(b.nodes), dict(b.edges))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_logits_beyond_float32_are_added_in_int32(graphs, dense: bool) -> None:
+    graph = wide_logits(graphs, dense=dense)
+    black = np.zeros((1, 3, 40, 40), np.uint8)
+    assert int(graph.run(black)[0].ravel()[0]) == 127 * 128 * -4800 - 3003 < -(1 << 24)
+    model = assert_exact(graph, np.concatenate([graphs.images(graph, 3), black]))
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert counts["Conv" if dense else "Gemm"] == counts["Add"] == 5
+
+
+@pytest.mark.parametrize(
+    ("output", "value", "claims"),
+    [
+        ("last:acc:0:sum", np.zeros(6, np.int32), {"translation", "bias"}),
+        ("last:acc:1:weight", np.full((6, 4800), 127, np.int8), {"translation", "inequality"}),
+    ],
+)
+def test_changed_pieces_are_found(graphs, output: str, value: np.ndarray, claims: set[str]) -> None:
+    graph = wide_logits(graphs, dense=False)
+    model = build(graph, "trt")
+    node = next(node for node in model.graph.node if node.output[0] == output)
+    replaced(model, node, 0 if output.endswith("weight") else 1, value)
+    assert {p.claim for p in prove(graph, model.SerializeToString(), "trt") if not p.exact} == claims
 
 
 def edit(graph: IntegerGraph, change) -> list[str]:
