@@ -94,6 +94,7 @@ OURS = (
     *(Ours(method, tensor) for tensor, method in product((False, True), METHODS)),
     *(Ours(method, bn=False) for method in METHODS),
     *(Ours("mse", passes=(name,)) for name in calib.PASSES),
+    Ours("mse", passes=("rounding", "bias")),
     *(Ours(method, passes=tuple(calib.PASSES)) for method in METHODS),
     Ours("mse", sequential=True),
     Ours("mse", sequential=True, passes=tuple(calib.PASSES)),

@@ -130,9 +130,21 @@ def calibrate(
     def plain() -> None:
         edges[:] = _set_steps(model, images, widths, method, (sequential, again, batch_size, weights))
 
+    def normalise(width: int) -> None:
+        if again:
+            reestimate(model, images, bits=width, batch_size=batch_size)
+
     done: tuple[PassReport, ...] = ()
     if chosen:
-        done = run_passes(model, images, passes=chosen, widths=widths, calibrate=plain, batch_size=batch_size)
+        done = run_passes(
+            model,
+            images,
+            passes=chosen,
+            widths=widths,
+            calibrate=plain,
+            normalise=normalise,
+            batch_size=batch_size,
+        )
     else:
         plain()
     learned = all(unit.learned for unit in model.weighted().values())

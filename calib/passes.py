@@ -70,6 +70,7 @@ def run_passes(
     passes: tuple[str, ...],
     widths: tuple[int, ...],
     calibrate: Callable[[], None],
+    normalise: Callable[[int], None],
     batch_size: int,
 ) -> tuple[PassReport, ...]:
     """Calibrate and run the passes; an exception or Ctrl-C on the way leaves the network as it was.
@@ -80,6 +81,8 @@ def run_passes(
         passes: Names, in order.
         widths: The widths.
         calibrate: Sets all steps; called again after equalisation.
+        normalise: Measures a width's BatchNorm again, which learned rounding leaves behind: it was measured on weights
+            rounded to nearest, whose sums are others.
         batch_size: Images per forward pass.
     """
     reports: list[PassReport] = []
@@ -99,6 +102,7 @@ def run_passes(
                     centred = "bias" in passes
                     found = learn_rounding(model, images, bits=b, centred=centred, batch_size=batch_size)
                     layers = [asdict(layer) for layer in found]
+                    normalise(b)
                 elif name == "bias":
                     layers = correct_bias(model, images, bits=b, batch_size=batch_size)
                 was, now = errors[b], _error(model, images, b, expected, batch_size)
