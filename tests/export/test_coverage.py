@@ -99,6 +99,7 @@ def assert_exact(net: MultiBitNet, bits: int, targets: tuple[str, ...], *, flat:
         assert found.exact and not found.mismatches, (target, found.failures()[:3])
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     ("name", "side"),
