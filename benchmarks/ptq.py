@@ -177,6 +177,7 @@ def main() -> None:
         if name not in entry["rows"]:
             entry["rows"][name] = make()
             print(f"{name}: {entry['rows'][name]}", flush=True)
+            entry["rows"] = {row: entry["rows"][row] for row in rows if row in entry["rows"]}
             write_json(args.out, body)
 
 

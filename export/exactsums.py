@@ -97,8 +97,9 @@ class _Rewrite:
         total = self._const(f"{acc}:bias", bias.astype(np.int32).reshape(shape))
         for index, part in enumerate(pieces(replace(node, weight=codes), edge.reach)):
             product = f"{acc}:{index}"
-            whole = self._const(f"{product}:weight", part.astype(np.float32))
-            same = helper.make_node(operator.op_type, [operator.input[0], whole], [product])
+            given = self._const(f"{product}:codes", part), self._const(f"{product}:one", np.ones((), np.float32))
+            yield helper.make_node("DequantizeLinear", given, [f"{product}:weight"])  # a model ends at 2 GiB
+            same = helper.make_node(operator.op_type, [operator.input[0], f"{product}:weight"], [product])
             same.attribute.extend(operator.attribute)
             yield same
             yield helper.make_node("Cast", [product], [f"{product}:int"], to=INT32)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LOGITS = "logits"  # name of the model's output
 MICROSOFT = "com.microsoft"
+LARGEST_MODEL = (1 << 31) - (1 << 24)  # bytes of weights; the rest is left to operators and names
 TYPED_BITS = {8: (18, 8), 4: (21, 10), 2: (25, 13)}  # widths with an ONNX type -> first opset, its IR version
 
 
@@ -100,10 +101,20 @@ class Writer:
             self._unpacked(group, bits)
 
     def finish(self, graph: IntegerGraph) -> "onnx.ModelProto":
-        """Return the checked model: uint8 images in, int32 logits out."""
+        """Return the checked model: uint8 images in, int32 logits out.
+
+        Raises:
+            InputError: Its weights are too large for one file.
+        """
         import onnx
         from onnx import TensorProto, helper
 
+        size = sum(value.ByteSize() for value in self._initializers)
+        if size > LARGEST_MODEL:
+            raise InputError(
+                f"expected weights that fit into an ONNX file, which ends at 2 GiB, got {size / 2**30:.1f} GiB in this "
+                "dialect; choose another target or fewer bits"
+            )
         image = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *graph.input_shape])
         shape = ["batch", *graph.edges[graph.output].shape]
         logits = helper.make_tensor_value_info(LOGITS, TensorProto.INT32, shape)

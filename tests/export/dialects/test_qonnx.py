@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from edgeq.errors import InputError, MissingExtra
 from edgeq.export import save, verify
 from edgeq.export.compare import compare
-from edgeq.export.dialects import build
+from edgeq.export.dialects import build, writer
 from edgeq.export.dialects.pieces import pieces
 from edgeq.export.dialects.qonnx import DOMAIN, limits_of, quant_function, quant_range
 from edgeq.export.engines import session
@@ -258,6 +258,12 @@ def test_without_the_package_the_extra_is_named(graphs, monkeypatch) -> None:
     data = build(graph, "qonnx").SerializeToString()
     (run,) = compare(graph, data, graphs.images(graph, 1), engines=("qonnx",), target="qonnx")
     assert "pip install 'edgeq[qonnx]'" in run.error and MissingExtra.__name__ in run.error
+
+
+def test_a_file_beyond_2_gib_is_refused(graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "LARGEST_MODEL", 1000)
+    with pytest.raises(InputError, match=r"which ends at 2 GiB, got 0\.0 GiB in this dialect; choose another target"):
+        build(graphs.resnet(4, width=4, blocks=1, size=8), "qonnx")
 
 
 def test_a_network_without_logits_is_refused(graphs) -> None:
