@@ -10,7 +10,7 @@ BIN := .venv/bin
 demo: .venv/.installed  ## the whole tour on the embedded data
 	$(BIN)/edgeq demo
 
-test: .venv/.installed-dev  ## the default tests, about two minutes on two cores
+test: .venv/.installed-dev  ## the default tests, under three minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: .venv/.installed-dev  ## the tests that train

@@ -108,8 +108,8 @@ def portability(body: Body) -> str:
         for bits in sorted(widths, key=int, reverse=True):
             for name, row in widths[bits]["engines"].items():
                 found.setdefault(_engine(name), {}).setdefault(network, []).append({**row, "bits": bits})
-    order = sorted(found, key=lambda name: name.partition(" | ")[0], reverse=True)  # trt, proof, ort
-    order.sort(key=lambda name: not name.startswith("trt | "))
+    files = ("trt", "trt, wide sums in integers", "proof", "ort")
+    order = sorted(found, key=lambda name: files.index(name.partition(" | ")[0]))
     rows = []
     for name in order:
         cells = [_mismatches(found[name].get(network, [])) for network in networks]

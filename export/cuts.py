@@ -199,9 +199,11 @@ def _float_reach(model: Model, tensor: str, codes: int) -> int:
 def _pieces(graph: IntegerGraph, node: Conv | Linear, model: Model) -> list[Proof]:
     """Show that float32 holds every sum of each piece of a layer, and that the int32 bias is the graph's."""
     bounds = []
-    while (product := f"{node.name}:acc:{len(bounds)}") in model.producer:
+    while {product := f"{node.name}:acc:{len(bounds)}", f"{product}:weight"} <= model.producer.keys():
         weight = np.abs(model.array(model.producer[f"{product}:weight"].input[0]).astype(np.int64))
         bounds.append(graph.edges[node.input].reach * int(weight.reshape(len(weight), -1).sum(1).max()))
+    if not bounds:
+        return [Proof(node.name, "inequality", 0, False, "the model has no operator for it")]
     fits = max(bounds) <= FLOAT32_EXACT
     detail = "" if fits else f"sums of up to {max(bounds)} do not fit into float32"
     proof = Proof(node.name, "inequality", len(node.bias) * len(bounds), fits, detail)

@@ -99,9 +99,9 @@ class _Rewrite:
             product = f"{acc}:{index}"
             given = self._const(f"{product}:codes", part), self._const(f"{product}:one", np.ones((), np.float32))
             yield helper.make_node("DequantizeLinear", given, [f"{product}:weight"])  # a model ends at 2 GiB
-            same = helper.make_node(operator.op_type, [operator.input[0], f"{product}:weight"], [product])
-            same.attribute.extend(operator.attribute)
-            yield same
+            whole = helper.make_node(operator.op_type, [operator.input[0], f"{product}:weight"], [product])
+            whole.attribute.extend(operator.attribute)
+            yield whole
             yield helper.make_node("Cast", [product], [f"{product}:int"], to=INT32)
             yield helper.make_node("Add", [f"{product}:int", total], [f"{product}:sum"])
             total = f"{product}:sum"

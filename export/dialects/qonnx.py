@@ -48,7 +48,7 @@ from ..multiplier import FLOAT32_EXACT
 from ..reference import half_even_ratio
 from .moves import write_move
 from .ort import float_scale, real
-from .pieces import pieces
+from .pieces import write_pieces
 from .writer import LOGITS, Writer, check_ends, writer_for
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class _Qonnx:
         elif whole:
             self._product(node, node.weight, acc)
         else:
-            self._in_int32(node, pieces(node, edge.reach), axes)
+            write_pieces(self.w, node, edge.reach, acc, lambda part, name: self._product(node, part, name))
         if rq is None:
             self.w.node("Cast", [acc], self.w.name(node.name), to=INT32)
             return
@@ -227,16 +227,6 @@ class _Qonnx:
         limits = quant_range(min(-1, int(node.bias.min())), int(node.bias.max()))
         self._quant_node(self.w.const(bias), f"{node.name}:bias", limits)
         self.w.node("Add", [product, f"{node.name}:bias"], f"{node.name}:acc")
-
-    def _in_int32(self, node: Conv | Linear, weights: list[np.ndarray], axes: tuple[int, ...]) -> None:
-        acc = f"{node.name}:acc"
-        total = self.w.const(node.bias.reshape(axes))
-        for index, weight in enumerate(weights):
-            product = self._product(node, weight, f"{acc}:{index}")
-            self.w.node("Cast", [product], f"{product}:int", to=INT32)
-            out = acc if index == len(weights) - 1 else f"{product}:sum"
-            self.w.node("Add", [f"{product}:int", total], out)
-            total = out
 
     def _add(self, node: Add) -> None:
         parts = [

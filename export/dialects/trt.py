@@ -54,7 +54,7 @@ from ..reference import half_even_ratio
 from ..trt_engine import trtexec
 from .moves import write_move
 from .ort import at_most, float_scale, real
-from .pieces import pieces
+from .pieces import write_pieces
 from .writer import LOGITS, Writer, check_ends, writer_for
 
 if TYPE_CHECKING:
@@ -157,27 +157,21 @@ class _Trt:
     def _product(self, node: Conv | Linear, operator: str, **attributes: Any) -> None:
         """Write a layer: its codes, or the sums themselves where they are the logits."""
         acc, rq = f"{node.name}:acc", node.requant
-        if rq is None and reach(node, self.graph.edges[node.input]).max() > FLOAT32_EXACT:
-            self._in_int32(node, operator, **attributes)
+        edge = self.graph.edges[node.input]
+        if rq is None and reach(node, edge).max() > FLOAT32_EXACT:
+
+            def product(part: np.ndarray, name: str) -> None:
+                weight = self._weight(part, np.ones(len(part), np.int32), 0, name)
+                self.w.node(operator, [self._float(node.input), weight], name, **attributes)
+
+            write_pieces(self.w, node, edge.reach, self.w.name(node.name), product)
             return
         self.w.node(operator, [self._float(node.input), *self._layer(node)], acc, **attributes)
         if rq is None:
             self.w.node("Cast", [acc], self.w.name(node.name), to=INT32)
             return
-        top = at_most(int(np.max(reach(node, self.graph.edges[node.input]) * rq.m.astype(np.int64))), rq.n)
+        top = at_most(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
         self._land(node.name, acc, (rq.lo, rq.hi), (-top, top))
-
-    def _in_int32(self, node: Conv | Linear, operator: str, **attributes: Any) -> None:
-        total = self.w.const(node.bias.reshape((-1, 1, 1) if isinstance(node, Conv) else (-1,)))
-        parts = pieces(node, self.graph.edges[node.input].reach)
-        for index, part in enumerate(parts):
-            product = f"{node.name}:acc:{index}"
-            weight = self._weight(part, np.ones(len(part), np.int32), 0, product)
-            self.w.node(operator, [self._float(node.input), weight], product, **attributes)
-            self.w.node("Cast", [product], f"{product}:int", to=INT32)
-            out = self.w.name(node.name) if index == len(parts) - 1 else f"{product}:sum"
-            self.w.node("Add", [f"{product}:int", total], out)
-            total = out
 
     def _layer(self, node: Conv | Linear) -> list[str]:
         """Return the float weight and bias of a layer, in units of the output code."""
