@@ -112,31 +112,28 @@ def _round_layer(name: str, unit: WeightedUnit, batches: list[Value], *, steps: 
     step = onto.step.reshape(axes)
     z = torch.where(onto.alive.reshape(axes), unit.weight.double() / step, 0.0)
     moments = input_moments(unit, batches, centred=centred)
-    groups = len(moments)
-    nearest, learned, powers, flips = 0.0, 0.0, 0.0, 0
-    codes = []
-    for h, rows in zip(moments, z.flatten(1).float().chunk(groups), strict=True):
-        start = rows.round().clamp(*unit.weight_range(bits))
-        chosen = choose_codes(rows, h, unit.weight_range(bits), steps=steps)
-        nearest += float(_errors(start - rows, h).sum())
-        learned += float(_errors(chosen - rows, h).sum())
-        powers += float(_errors(rows, h).sum())
-        flips += int((chosen != start).sum())
-        codes.append(chosen)
-    offset = torch.cat(codes).reshape(z.shape).double() * step - unit.weight
+    rows = z.float().reshape(len(moments), -1, moments.shape[-1])  # all groups at once: a depthwise layer has many
+    nearest = rows.round().clamp(*unit.weight_range(bits))
+    chosen = choose_codes(rows, moments, unit.weight_range(bits), steps=steps)
+    offset = chosen.reshape(z.shape).double() * step - unit.weight
     unit.corrections.set(WEIGHT, bits, offset.where(onto.alive.reshape(axes), torch.zeros_like(offset)))
-    power = max(powers, torch.finfo(torch.float32).tiny)
-    return Rounded(name, nearest / power, learned / power, flips / z.numel())
+    before, after, power = (float(_errors(delta, moments).sum()) for delta in (nearest - rows, chosen - rows, rows))
+    power = max(power, torch.finfo(torch.float32).tiny)
+    return Rounded(name, before / power, after / power, float((chosen != nearest).double().mean()))
 
 
 def choose_codes(
-    z: Float[Tensor, "out inputs"], h: Float[Tensor, "inputs inputs"], codes: tuple[int, int], *, steps: int = 200
-) -> Float[Tensor, "out inputs"]:
+    z: Float[Tensor, "*groups out inputs"],
+    h: Float[Tensor, "*groups inputs inputs"],
+    codes: tuple[int, int],
+    *,
+    steps: int = 200,
+) -> Float[Tensor, "*groups out inputs"]:
     """Return, per row, codes next to z of small error (q - z) H (q - z)^T; never worse than the nearest codes.
 
     Args:
         z: Weights in units of their step.
-        h: Second moments of the inputs.
+        h: Second moments of the inputs, of each group.
         codes: Smallest and largest code.
         steps: Steps of the descent.
     """
@@ -146,8 +143,7 @@ def choose_codes(
     starts = [nearest, _descend(z, base, h, steps)] if steps else [nearest]
     ends = [*starts, *(_flip(z, base, h, start) for start in starts)]
     errors = torch.stack([_errors(q - z, h) for q in ends])
-    best = errors.argmin(0)
-    return torch.stack(ends)[best, torch.arange(len(z), device=z.device)]
+    return torch.stack(ends).take_along_dim(errors.argmin(0)[None, ..., None], 0)[0]
 
 
 def input_moments(unit: WeightedUnit, batches: list[Value], *, centred: bool) -> Float[Tensor, "groups inputs inputs"]:
@@ -181,12 +177,12 @@ def _patches(unit: WeightedUnit, x: Tensor, groups: int, size: int, places: int)
 
 def _errors(delta: Tensor, h: Tensor) -> Tensor:
     """Return delta H delta^T per row."""
-    return ((delta @ h) * delta).sum(1)
+    return ((delta @ h) * delta).sum(-1)
 
 
 def _descend(z: Tensor, base: Tensor, h: Tensor, steps: int) -> Tensor:
     """Return codes from AdaRound's descent, its gradient written out."""
-    norm = h.diagonal().mean().clamp_min(torch.finfo(h.dtype).tiny)
+    norm = h.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(h.dtype).tiny)[..., None, None]
     start = ((z - base).clamp(0.01, 0.99) + STRETCH) / (1 + 2 * STRETCH)
     v = torch.logit(start).clone().requires_grad_()
     adam = torch.optim.Adam([v], lr=RATE)
@@ -212,13 +208,13 @@ def _flip(z: Tensor, base: Tensor, h: Tensor, start: Tensor) -> Tensor:
     slope = (start - z) @ h
     for _ in range(SWEEPS):
         any_moved = False
-        for j in range(z.shape[1]):
-            move = 1 - 2 * up[:, j]
-            move = move * (2 * move * slope[:, j] + h[j, j] < 0)
+        for j in range(z.shape[-1]):
+            move = 1 - 2 * up[..., j]
+            move = move * (2 * move * slope[..., j] + h[..., j, j, None] < 0)
             if bool(move.any()):
                 any_moved = True
-                up[:, j] += move
-                slope += move[:, None] * h[j]
+                up[..., j] += move
+                slope += move[..., None] * h[..., None, j, :]
         if not any_moved:
             break
     return base + up

@@ -47,6 +47,14 @@ def test_near_the_best_of_all_and_never_worse_than_nearest(seed: int) -> None:
     assert (got <= best * 3 + 0.5).all()  # a local search: near, not equal
 
 
+def test_groups_at_once_are_groups_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 9, 40, generator=generator).relu()
+    h, z = x @ x.mT / 40, 3 * torch.randn(5, 2, 9, generator=generator)
+    together = choose_codes(z, h, (-7, 7), steps=50)
+    assert torch.equal(together, torch.stack([choose_codes(*one, (-7, 7), steps=50) for one in zip(z, h, strict=True)]))
+
+
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"stride": 2, "padding": 1}, {"dilation": 2}])
 def test_the_form_is_the_layers_error(images, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
