@@ -20,6 +20,7 @@ from edgeq.calib.batchnorm import copy_norms
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, save_tensors, write_json, write_text
 from edgeq.models import build
+from edgeq.pixels import OWN, Pixels
 from edgeq.quant import layer_bits
 from edgeq.quant.convert import multibit
 from edgeq.quant.correction import make_room
@@ -44,6 +45,7 @@ class RunInfo:
         classes: Class names, in label order.
         image_shape: (channels, height, width).
         training: All training choices, as written in config.json.
+        pixels: What the network was trained on, see `multibit`.
     """
 
     model: str
@@ -52,6 +54,7 @@ class RunInfo:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     training: dict[str, Any]
+    pixels: Pixels = OWN
 
 
 def versions() -> dict[str, str]:
@@ -76,6 +79,7 @@ def write_info(folder: Path, info: RunInfo) -> None:
         "classes": list(info.classes),
         "image_shape": list(info.image_shape),
         "training": info.training,
+        "pixels": {"mean": list(info.pixels.mean), "std": list(info.pixels.std)},
         "versions": versions(),
         "hardware": hardware(),
     }
@@ -100,7 +104,8 @@ def read_info(folder: Path) -> RunInfo:
         quant = QuantConfig(**{**quant, "bits": tuple(quant["bits"]), "layer_bits": named})
         channels, height, width = body["image_shape"]
         shape = (channels, height, width)
-        return RunInfo(body["model"], body["data"], quant, tuple(body["classes"]), shape, body["training"])
+        pixels = Pixels(**{name: tuple(body["pixels"][name]) for name in ("mean", "std")}) if "pixels" in body else OWN
+        return RunInfo(body["model"], body["data"], quant, tuple(body["classes"]), shape, body["training"], pixels)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -118,7 +123,7 @@ def _check_fields(body: dict[str, Any], folder: Path) -> None:
     ]
     wrong += [
         f"{name} as an object, got {_short(body[name])}"
-        for name in ("versions", "hardware")
+        for name in ("versions", "hardware", "pixels")
         if not isinstance(body.get(name, {}), dict)
     ]
     if not wrong:
@@ -142,7 +147,7 @@ def _short(value: object) -> str:
 def new_network(info: RunInfo) -> MultiBitNet:
     """Return the run's network, untrained, or say that it does not name one of the run's classes."""
     model = build(info.model, classes=len(info.classes))
-    net = multibit(model, image_shape=info.image_shape, config=info.quant)
+    net = multibit(model, image_shape=info.image_shape, config=info.quant, pixels=info.pixels)
     if net.output_shape != (len(info.classes),):
         raise InputError(
             f"expected {len(info.classes)} logits for an image from {info.model!r}, one for each class, got the shape "

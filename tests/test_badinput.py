@@ -121,7 +121,8 @@ ODD_METRICS = '{"epoch": 0, "accuracy": {"9": 0.5}}'
 TRAIN = f"train --data {DATA} --out new"
 RESUME = f"train --data {DATA} --out run --resume --bits 32 4 --epochs 1 --batch-size 50 --deployed 0"  # made_run's
 SMOOTH = f"purify train --kind srl --data {DATA} --out new"
-PTQ = f"calibrate --model resnet8 --data {DATA} --weights float.safetensors --out new"
+BARE = f"calibrate --model resnet8 --data {DATA} --weights float.safetensors --out new"
+PTQ = f"{BARE} --mean 0.5 --std 0.25"
 
 CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("no command", "", _nothing, "expected a command"),
@@ -324,6 +325,10 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("run and weights", "calibrate run --model resnet8 --out new", _nothing, "both"),
     ("unknown method", "calibrate run --method magic --out new", _nothing, "'magic'"),
     ("calibrate over other files", "calibrate run --out box", _fill("box"), "box"),
+    ("weights without what they see", BARE, _weights((3, 3)), "expected --mean and --std"),
+    ("weights that see nothing", f"{BARE} --mean 0 --std 0", _nothing, "positive standard deviations"),
+    ("weights that see two channels", f"{BARE} --mean 0 1 --std 1", _nothing, "one for each of 3 channels"),
+    ("a run that knows its pixels", "calibrate run --mean 0 --out new", _nothing, "both; drop one of them"),
     ("weights of another network", PTQ, _weights((3, 3)), "float.safetensors"),
     ("weights that are no safetensors", PTQ, _text("float.safetensors", "pickle"), "float.safetensors"),
     ("demo over other files", "demo --out box", _fill("box"), "box"),

@@ -232,7 +232,8 @@ def test_calibrate_float_weights(method: str, here: Path, capsys: pytest.Capture
     torch.manual_seed(0)
     save_tensors(here / "float.safetensors", build("resnet8", classes=10).state_dict())
     args = f"calibrate --model resnet8 --weights float.safetensors --data {DATA} --bits 32 8 --images 20 --out new"
-    body = _json(capsys, *args.split(), "--method", method)
+    body = _json(capsys, *args.split(), "--method", method, "--mean", "0.5", "0.4", "0.3", "--std", "0.2")
+    assert json.loads((here / "new/config.json").read_text())["pixels"] == {"mean": [0.5, 0.4, 0.3], "std": [0.2]}
     assert body["bits"] == [8]
     assert [row["bits"] for row in body["results"]] == [32, 8]
     assert _json(capsys, "export", "new", "--bits", "8", "--out", "int")["artefacts"][0]["exact"] is True

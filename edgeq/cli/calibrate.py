@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder, MaybeData, MaybeFile
+from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder, MaybeData, MaybeFile, MaybeNumbers
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
+from edgeq.pixels import Pixels
 
 if TYPE_CHECKING:
     from edgeq.data import Dataset
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgeq.runs import RunInfo
 
 WIDTHS = (32, 8, 5, 4, 2)
+CHANNELS = 3  # images that `edgeq.data` reads are RGB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Calibrate(AbstractCommand):
     """Choose ranges from images, without training, and write a new run folder.
 
     Either a run: edgeq calibrate RUN --out RUN2
-    or float weights: edgeq calibrate --model M --weights FILE.safetensors --data D --out RUN2
+    or float weights: edgeq calibrate --model M --weights FILE.safetensors --mean X --std X --data D --out RUN2
 
     Attributes:
         folder: A run folder; its weights stay, the ranges of --bits are chosen anew.
@@ -38,6 +40,8 @@ class Calibrate(AbstractCommand):
         sequential: Look at each edge after those before it were rounded; better at few bits, one pass per width.
         model: Network of the float weights, as for edgeq train.
         weights: A float state dict as safetensors.
+        mean: Of float weights: they were trained on x = (pixel / 255 - mean) / std; one number, or one per channel.
+        std: Of float weights: see mean.
         data: Data of the float weights, or other data for a run.
     """
 
@@ -51,6 +55,8 @@ class Calibrate(AbstractCommand):
     passes: tuple[Literal["equalise", "rounding", "bias"], ...] = ()
     model: Annotated[str, arg(metavar="STR", help_behavior_hint="")] = ""
     weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    mean: MaybeNumbers = ()
+    std: MaybeNumbers = ()
     data: MaybeData = ""
 
     def run(self, talk: Talk) -> Document:
@@ -93,12 +99,19 @@ class Calibrate(AbstractCommand):
 
     def _check(self) -> None:
         floats = [self.model, self.weights]
-        if self.folder is not None and any(floats):
-            raise InputError("expected a run, or --model with --weights, got both; drop one of them")
+        if self.folder is not None and any((*floats, self.mean, self.std)):
+            raise InputError("expected a run, or --model with --weights, --mean and --std, got both; drop one of them")
         if self.folder is None and not (all(floats) and self.data):
             raise InputError(
                 "expected a run, or --model with --weights and --data, got neither in full; name a run folder"
             )
+        if self.folder is None and not (self.mean and self.std):
+            raise InputError(
+                "expected --mean and --std of the pixels that the weights were trained on, got none; 0 and 1 where the "
+                "network takes pixels from 0 to 1, 0.485 0.456 0.406 and 0.229 0.224 0.225 for torchvision's weights"
+            )
+        if self.folder is None:
+            Pixels(self.mean, self.std).line(CHANNELS)
         if self.images < 2:
             raise InputError(f"expected at least 2 images, got {self.images}; some hundred are enough")
 
@@ -141,8 +154,9 @@ class Calibrate(AbstractCommand):
         network = build(self.model, classes=len(dataset.classes))
         _load_float(network, self.weights)
         calibrated = {"weights": str(self.weights), "method": self.method, "images": self.images}
-        info = RunInfo(self.model, self.data, quant, dataset.classes, (3, side, side), {"calibrated": calibrated})
-        return info, multibit(network, image_shape=info.image_shape, config=quant).eval(), dataset
+        pixels, shape = Pixels(self.mean, self.std), (CHANNELS, side, side)
+        info = RunInfo(self.model, self.data, quant, dataset.classes, shape, {"calibrated": calibrated}, pixels)
+        return info, multibit(network, image_shape=shape, config=quant, pixels=pixels).eval(), dataset
 
 
 def _load_float(network, path: Path) -> None:

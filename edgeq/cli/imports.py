@@ -58,13 +58,10 @@ def imported_file(command: "Export", talk: Talk) -> Document:
 
 
 def _imported(command: "Export") -> "tuple[Imported, Dataset | None]":
-    from edgeq.export.importers import Pixels, import_onnx
+    from edgeq.export.importers import import_onnx
+    from edgeq.pixels import Pixels
 
-    try:
-        pixels = Pixels(command.mean, command.std)
-    except ValueError as error:
-        raise InputError(f"{error}; give --mean and --std that the network was trained with") from error
-    name = command.folder.stem
+    pixels, name = Pixels(command.mean, command.std), command.folder.stem
     imported = import_onnx(command.folder, pixels=pixels, name=name)
     if not command.data:
         return imported, None

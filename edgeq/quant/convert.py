@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgeq.errors import InputError
+from edgeq.pixels import OWN, Pixels, is_own
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width, at_bits
 from edgeq.quant.grid import Codes, Grid
@@ -21,7 +22,7 @@ from edgeq.quant.layer_bits import Bits, check_names
 from edgeq.quant.moves import MoveUnit
 from edgeq.quant.network import IMAGE, MultiBitNet, QuantConfig, Step
 from edgeq.quant.tables import TableUnit
-from edgeq.quant.trace import INF, Op, trace
+from edgeq.quant.trace import INF, Op, free_name, trace
 from edgeq.quant.units import (
     PIXEL_STEP,
     PIXEL_ZERO,
@@ -48,21 +49,29 @@ def multibit(
     bits: tuple[int, ...] = (32, 8, 5, 4, 2),
     image_shape: tuple[int, int, int] = (3, 32, 32),
     config: QuantConfig | None = None,
+    pixels: Pixels = OWN,
 ) -> MultiBitNet:
     """Return a multi-bit network with a copy of `model`'s weights; `model` itself is not changed.
+
+    The network takes bytes, and shows `model` `(pixel - 128) / 64` of them. Where `model` was trained on something
+    else, `pixels` says on what: a layer `pixels` of one weight a channel then comes first. (To put it into the first
+    convolution would change what that sees at the border: zeros stand there for the mean.)
 
     Args:
         model: Any network that torch.fx can trace, made of the operators in `edgeq.quant.trace.SUPPORTED`.
         bits: The widths; ignored where `config` is given.
         image_shape: (channels, height, width) of the images.
         config: All choices, see `QuantConfig`.
+        pixels: What `model` was trained on.
     """
     config = config or QuantConfig(bits=tuple(bits))
     ops = _as_logits(tuple(_as_conv(op) for op in trace(model, image_shape)))
     _check_ends(ops)
+    if not is_own(pixels, image_shape[0]):
+        ops = _seen(ops, pixels, image_shape)
     network = _Plan(ops, config).build(image_shape)
     if FLOAT_BITS in config.bits:
-        _check_same(model, network)
+        _check_same(model, network, pixels)
     return network.train(model.training)
 
 
@@ -78,10 +87,12 @@ class _Plan:
             for name in op.inputs:
                 self.readers[name].append(op)
         layers = [op for op in ops if op.kind in LAYERS]
-        self.edge_layers = {layers[0].name, layers[-1].name} | {op.name for op in layers if op.args.get("affine")}
+        chosen = [op.name for op in layers if not op.args.get("affine")]
+        self.edge_layers = {op.name for op in layers if op.args.get("affine")} | {*chosen[:1], *chosen[-1:]}
+        self.image = {IMAGE} | {op.name for op in layers if op.args.get("pixels")}
         self.last = ops[-1].name
         self.settings = tuple(b for b in config.bits if b != FLOAT_BITS)
-        check_names(config.layer_bits, tuple(op.name for op in layers if not op.args.get("affine")))
+        check_names(config.layer_bits, tuple(chosen))
         self.grids: dict[str, Grid] = {}
 
     def bits_of(self, op: Op, setting: int) -> Bits:
@@ -91,7 +102,7 @@ class _Plan:
         edge = self.config.edge_bits if op.name in self.edge_layers else 0
         named = self.config.layer_bits.get(setting, {}).get(op.name)
         weights, codes = named or (max(setting, edge), 8 if edge == 8 else setting)  # type: ignore[misc]
-        return weights, 8 if self.source(op.inputs[0]) == IMAGE else codes
+        return weights, 8 if self.source(op.inputs[0]) in self.image else codes
 
     def wishes(self, op: Op, setting: int) -> set[int]:
         """Return the bits that readers of this operator's result want it to have."""
@@ -246,34 +257,50 @@ class _Plan:
         )
         if op.args.get("affine"):
             unit.is_norm = True
-            unit.weight.requires_grad_(False)
+            for parameter in (unit.weight, *([] if unit.bias is None else [unit.bias])):
+                parameter.requires_grad_(False)
         return unit
 
 
 @torch.no_grad()
-def _check_same(model: nn.Module, network: MultiBitNet) -> None:
+def _check_same(model: nn.Module, network: MultiBitNet, seen: Pixels) -> None:
     """Compare both networks at 32 bits on two random images: what a trace cannot see must not change the function.
 
     Operators in place are such a thing: after `y.relu_()` every other reader of y gets the changed values.
     """
-    pixels = torch.randint(0, 256, (2, *network.image_shape), generator=torch.Generator().manual_seed(0))
-    pixels = pixels.to(torch.uint8).to(next(network.parameters()).device)
+    images = torch.randint(0, 256, (2, *network.image_shape), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    device = next(network.parameters()).device
     modes = {module: module.training for module in model.modules()}
     try:
-        expected = model.eval()((pixels.float() - PIXEL_ZERO) * PIXEL_STEP)
+        expected = model.eval()(torch.from_numpy(seen.floats(images.numpy())).to(device))
     except Exception as error:  # whatever the user's forward raises
         raise InputError(f"expected a network that takes two images at a time, got one that stops: {error}") from error
     finally:
         for module, training in modes.items():
             module.training = training
     with at_bits(network.eval(), FLOAT_BITS):
-        got = network(pixels)
+        got = network(images.to(device))
     far = SAME * float(expected.abs().amax()) if expected.numel() else 0.0
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.0, atol=far, equal_nan=True):
         raise InputError(
             "expected a network that computes what its trace says, got other logits; give every result its own tensor "
             "(no in-place operator whose input is read again) and flatten from dimension 1 on"
         )
+
+
+def _seen(ops: tuple[Op, ...], pixels: Pixels, image_shape: tuple[int, int, int]) -> tuple[Op, ...]:
+    """Return a network that reads what `pixels` makes of the image."""
+    channels = image_shape[0]
+    gain, shift = torch.from_numpy(pixels.line(channels))
+    layer = nn.Conv2d(channels, channels, 1, groups=channels)
+    with torch.no_grad():
+        layer.weight.copy_((gain / PIXEL_STEP).reshape(-1, 1, 1, 1))
+        layer.bias.copy_(shift + gain * PIXEL_ZERO)  # type: ignore[union-attr]
+    name = free_name("pixels", {op.name for op in ops})
+    first = Op(name, "conv", (IMAGE,), tuple(image_shape), module=layer, args={"affine": True, "pixels": True})
+    rest = (replace(op, inputs=tuple(name if read == IMAGE else read for read in op.inputs)) for op in ops)
+    return (first, *rest)
 
 
 def _as_conv(op: Op) -> Op:

@@ -130,7 +130,7 @@ def _read(graph: fx.GraphModule) -> list[Op]:
                 _check_untied(modules[str(node.target)], str(node.target), owners)
             ops += found
             if not ops[-1].args.get("keepdim", True):  # a mean that drops the plane: our averages keep it as 1x1
-                flat = _free(ops[-1].name + "_flat", {op.name for op in ops})
+                flat = free_name(ops[-1].name + "_flat", {op.name for op in ops})
                 ops.append(Op(flat, "flatten", (ops[-1].name,), ops[-1].shape))
             names[node] = ops[-1].name
     return ops
@@ -149,7 +149,7 @@ def _check_untied(module: nn.Module, path: str, owners: dict[int, str]) -> None:
 
 def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, str], taken: set[str]) -> list[Op]:
     """Return the operators that a node stands for, in order; none if it has no effect."""
-    name = _free((str(node.target) if node.op == "call_module" else node.name).replace(".", "_"), taken)
+    name = free_name((str(node.target) if node.op == "call_module" else node.name).replace(".", "_"), taken)
     shape = shape_of(node)
     inputs = tuple(names[n] for n in _nodes(node))
     make: Callable[..., Op] = lambda kind, **kw: Op(name, kind, inputs, shape, **kw)  # noqa: E731
@@ -163,7 +163,7 @@ def _convert(node: fx.Node, modules: dict[str, nn.Module], names: dict[fx.Node, 
         return [make("table", args={"function": function})]
     if isinstance(module, nn.ConvTranspose2d):
         moves, layer = as_convolution(str(node.target), module)
-        before = _chain((_free(f"{name}_zeros", taken), taken), moves, inputs[0], _nodes(node)[0])
+        before = _chain((free_name(f"{name}_zeros", taken), taken), moves, inputs[0], _nodes(node)[0])
         read = (before[-1].name,) if before else inputs
         return [*before, Op(name, "conv", read, shape, module=layer)]
     moves = moves_of(node, module)
@@ -195,13 +195,13 @@ def _chain(names: tuple[str, set[str]], moves: list[Geometry], source: str, read
     ops: list[Op] = []
     for index, how in enumerate(moves):
         shape = how.result(shape)
-        own = name if index == len(moves) - 1 else _free(f"{name}_{index}", taken)
+        own = name if index == len(moves) - 1 else free_name(f"{name}_{index}", taken)
         ops.append(Op(own, "move", (source,), shape, args={"how": how}))
         source = own
     return ops
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
     """Return a name that no operator has, nor the image, nor nn.ModuleDict for itself (`keys`, `pop`, ...)."""
     while name in RESERVED or name in taken or hasattr(nn.ModuleDict, name):
         name += "_"

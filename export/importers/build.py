@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edgeq.errors import InputError
+from edgeq.pixels import Pixels
 
 from ..graph import INPUT, AvgPool, Concat, Conv, Edge, Flatten, IntegerGraph, Linear, Node, Rescale, reach
 from ..graph import Add as AddNode
 from ..multiplier import FLOAT32_EXACT, Requant, add_shift, shift_for
 from ..reference import step
 from .meaning import LOWEST, Codes, Grid, Joined, Layer, Mean, Pending, Sum, bits_of
-from .pixels import Pixels, fit, table
+from .pixels import fit, table
 
 LONGEST = 30  # largest shift that a Requant takes
 SPAN = 255  # of the codes that fit into a byte

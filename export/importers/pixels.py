@@ -1,4 +1,4 @@
-"""How a float network sees pixels, and the integer layer that does the same.
+"""The integer layer that shows an imported network its pixels.
 
 An imported network was made for floats x = (pixel / 255 - mean) / std, which its first quantizer turns into codes. A
 pixel has 256 values, so that is a table per channel. Where the table is pixel - 128 nothing is needed; else a 1x1
@@ -6,33 +6,13 @@ depthwise convolution `half_even((w * (pixel - 128) + bias) * m / 2^n)` is fitte
 entries that differ are counted.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Int32
+
+from edgeq.pixels import Pixels
 
 from ..graph import INPUT_ZERO
 from ..multiplier import Requant, requantize, shift_for
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """`x = (pixel / 255 - mean) / std`, one number for all channels or one per channel."""
-
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not self.mean or not self.std or min(self.std) <= 0:
-            raise ValueError(f"expected means and positive standard deviations, got {self.mean} and {self.std}")
-
-    def floats(
-        self, images: UInt8[np.ndarray, "batch channels height width"]
-    ) -> Float32[np.ndarray, "batch channels height width"]:
-        """Return what the float network is given for uint8 images."""
-        mean, std = (np.array(value, np.float32)[:, None, None] for value in (self.mean, self.std))
-        return ((images.astype(np.float32) / np.float32(255) - mean) / std).astype(np.float32)
 
 
 def table(pixels: Pixels, channels: int, scale: float, limits: tuple[int, int]) -> Int32[np.ndarray, "channels 256"]:

@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from edgeq.errors import InputError
+from edgeq.pixels import Pixels
 
 from .agreement import Original
-from .pixels import Pixels
 from .qdq import Imported, import_onnx
 
 if TYPE_CHECKING:

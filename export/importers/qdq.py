@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeq.errors import InputError
+from edgeq.pixels import Pixels
 
 from ..graph import IntegerGraph
 from .build import Builder
 from .meaning import Codes, Grid, Pending, Weight
 from .operators import OPERATORS, attributes, clip_ends, refused
-from .pixels import Pixels
 
 if TYPE_CHECKING:
     import onnx

@@ -1,10 +1,10 @@
 import numpy as np
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgeq.export.importers.pixels import Pixels, fit, table
+from edgeq.export.importers.pixels import fit, table
 from edgeq.export.multiplier import requantize
+from edgeq.pixels import Pixels
 
 EVERY = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1)
 
@@ -31,8 +31,3 @@ def test_plain_bytes_are_exact() -> None:
     codes = table(Pixels(), 1, 1 / 255, (0, 255))
     np.testing.assert_array_equal(codes, [np.arange(256)])
     assert fit(codes, (0, 255))[3] == 0
-
-
-def test_bad_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="positive standard deviations"):
-        Pixels(std=(0.0,))
