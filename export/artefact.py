@@ -103,9 +103,17 @@ def load(path: str | os.PathLike[str]) -> Artefact:
         raise InputError(f"expected an edgeq artefact of format {FORMAT} in {path / MANIFEST}; export the model again")
     contents = {name: _checked(path, name, manifest) for name in FILES}
     graph = graphfile.from_bytes(contents[GRAPH], contents[TENSORS])
-    loaded = Artefact(path, manifest, graph, contents[MODEL], tuple(json.loads(contents[LABELS])))
+    loaded = Artefact(path, manifest, graph, contents[MODEL], _read_labels(path, contents[LABELS]))
     _check_manifest(loaded, contents[CERTIFICATE])
     return loaded
+
+
+def _read_labels(path: Path, data: bytes) -> tuple[str, ...]:
+    with contextlib.suppress(ValueError):
+        names = json.loads(data)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    raise InputError(f"expected a list of class names in {path / LABELS}, got something else; export the model again")
 
 
 def labels(graph: IntegerGraph) -> tuple[str, ...]:
@@ -116,8 +124,12 @@ def labels(graph: IntegerGraph) -> tuple[str, ...]:
 def _check_manifest(loaded: Artefact, certificate: bytes) -> None:
     """Raise where the manifest, which has no hash of its own, lacks something or speaks of another graph."""
     manifest = loaded.manifest
+    told = json.loads(json.dumps(_meaning(loaded.graph)))
     try:
         fits = manifest["bits"] == loaded.graph.bits and tuple(manifest["classes"]) == loaded.labels
+        wrong = [name for name, value in told.items() if manifest[name] != value]
+        if not manifest["runtime"]:
+            raise TypeError("runtime")
         made_for = json.loads(certificate)["target"]  # a model cannot be checked as one of another dialect
         for name in ("target", "name"):
             if not isinstance(manifest[name], str):
@@ -137,11 +149,21 @@ def _check_manifest(loaded: Artefact, certificate: bytes) -> None:
             f"expected {loaded.path / MANIFEST} to fit {GRAPH}, got other bits or classes; the artefact is damaged, "
             "export it again"
         )
+    if wrong:
+        raise InputError(
+            f"expected the {wrong[0]} of {GRAPH} in {loaded.path / MANIFEST}, got {_short(manifest[wrong[0]])}; the "
+            "artefact is damaged, export it again"
+        )
     if manifest["target"] != made_for:
         raise InputError(
             f"expected the target {made_for!r} of {CERTIFICATE} in {loaded.path / MANIFEST}, got "
             f"{manifest['target']!r}; the artefact is damaged, export it again"
         )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
@@ -202,7 +224,6 @@ def _write_folder(path: Path, files: Mapping[str, bytes], manifest) -> None:
 def _manifest(graph: IntegerGraph, target: str, origin: Mapping[str, object], files: Mapping) -> dict[str, object]:
     import onnx
 
-    edge, logits = graph.edges[INPUT], graph.edges[graph.output]
     return {
         "kind": "edgeq artefact",
         "format": FORMAT,
@@ -210,6 +231,18 @@ def _manifest(graph: IntegerGraph, target: str, origin: Mapping[str, object], fi
         "bits": graph.bits,
         "target": target,
         "runtime": dialect(target).about(graph),
+        **_meaning(graph),
+        "classes": list(labels(graph)),
+        "origin": dict(origin),
+        "versions": {"edgeq": __version__, "onnx": onnx.__version__, "numpy": np.__version__},
+        "files": dict(files),
+    }
+
+
+def _meaning(graph: IntegerGraph) -> dict[str, object]:
+    """Return what the numbers mean: all that the graph alone decides."""
+    edge, logits = graph.edges[INPUT], graph.edges[graph.output]
+    return {
         "input": {
             "name": INPUT,
             "dtype": "uint8",
@@ -226,12 +259,8 @@ def _manifest(graph: IntegerGraph, target: str, origin: Mapping[str, object], fi
             "meaning": f"real logit = code * scale; the class{' of a pixel' * (len(logits.shape) > 1)} is the argmax",
             "scale": logits.scale,
         },
-        "classes": list(labels(graph)),
         "rounding": ROUNDING,
         "weight_bits": {node.name: node.weight_bits for node in graph.nodes if isinstance(node, Conv | Linear)},
-        "origin": dict(origin),
-        "versions": {"edgeq": __version__, "onnx": onnx.__version__, "numpy": np.__version__},
-        "files": dict(files),
     }
 
 

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     import onnxruntime
 
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "QLinearConv": 3, "ConvInteger": 1}  # weight's position
+CONVOLUTIONS |= {"DeformConv": 1, "ConvTranspose": 1}
 PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "QLinearMatMul", "QGemm"}
 PRODUCTS |= {"MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"}
 FACTORS = {"Mul": (0, 1), "QLinearMul": (0, 3)}  # positions of the two factors
 INTEGER = {"QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul", "QGemm"}
 INTEGER |= {"MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
-UNCOUNTED = {"ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "If", "Loop", "Scan"}
+UNCOUNTED = {"Einsum", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "If", "Loop", "Scan"}
 BORDERS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 MOVES = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "ReorderInput", "ReorderOutput"}
 
@@ -94,8 +95,9 @@ class Audit:
 
     @property
     def integer(self) -> bool:
-        """Whether all of them do, in a model that the engine runs."""
-        return not self.refused and (self.integer_macs, self.integer_adds) == (self.macs, self.adds)
+        """Whether all that computes runs in integers, counted or not, in a model that the engine runs."""
+        counted = (self.integer_macs, self.integer_adds) == (self.macs, self.adds)
+        return counted and not (self.refused or self.islands or self.uncounted)
 
     def as_dict(self) -> dict[str, Any]:  # Any: JSON
         """Return the audit as plain JSON."""
@@ -240,7 +242,8 @@ class _Counter:
     def _macs(self, node: "onnx.NodeProto") -> int:
         if node.op_type in CONVOLUTIONS:
             weight = self._shape(node.input[CONVOLUTIONS[node.op_type]])
-            return self._size(node.output[0]) * int(np.prod(weight[1:], dtype=np.int64))
+            places = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
+            return self._size(places) * int(np.prod(weight[1:], dtype=np.int64))
         if node.op_type in PRODUCTS:
             turned = self.view.attribute(node, "transA", 0)
             return self._size(node.output[0]) * self._shape(node.input[0])[-2 if turned else -1]
@@ -251,7 +254,7 @@ class _Counter:
 
     def _adds(self, node: "onnx.NodeProto") -> int:
         """Return the elements of additions of activations; what is added to a constant is a bias."""
-        positions = {"Add": (0, 1), "QLinearAdd": (0, 3), "FusedConv": (0, 3)}.get(node.op_type, ())
+        positions = {"Add": (0, 1), "Sub": (0, 1), "QLinearAdd": (0, 3), "FusedConv": (0, 3)}.get(node.op_type, ())
         if node.op_type == "Sum":
             positions = tuple(range(len(node.input)))
         given = [node.input[i] for i in positions if i < len(node.input) and node.input[i] not in self.view.constant]

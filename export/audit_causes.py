@@ -256,6 +256,15 @@ def _types(view: View, node: "onnx.NodeProto", kind: str, behind: "onnx.NodeProt
         shown = " and ".join(sorted(given))
         reason = f"its inputs are {shown}, its output {made}: ONNX Runtime moves int8 to uint8, not where two read it"
         return _made("types", node, reason, "quantize all activations to UINT8")
+    weight = view.producer.get(node.input[1])
+    constant = weight is not None and weight.output[0] in view.constant
+    if weight is not None and constant and weight.op_type == DEQUANTIZE and len(weight.input) < 3:
+        reason = "the DequantizeLinear of its weights has no zero point"
+        return _made("weights", node, reason, "give it zero points, INT8 zeros")
+    between = view.producer.get(node.input[0])
+    if between is not None and between.op_type in MOVES:
+        reason = f"{between.op_type} {between.name or between.output[0]!r} stands between it and its DequantizeLinear"
+        return _made("input", node, reason, f"put QuantizeLinear and DequantizeLinear behind the {between.op_type}")
     return _made("operator", node, f"ONNX Runtime did not fuse this {kind}", "quantize all activations to UINT8")
 
 

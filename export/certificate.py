@@ -128,18 +128,18 @@ class Certificate:
         return (runs + proofs + [None])[0]
 
     def failures(self) -> tuple[str, ...]:
-        """Return one line per engine that did not run, failed proof and run that differs."""
-        lines = [f"{run.engine}: did not run: {run.error}" for run in self.runs if run.error]
-        if not lines and not self.codes:
-            lines.append("no engine ran, so nothing was compared")
-        lines += [f"layer {p.layer!r}: {p.claim} fails: {p.detail}" for p in self.proofs if not p.exact]
+        """Return one line per failed proof, run that differs and engine that did not run."""
+        lines = [f"layer {p.layer!r}: {p.claim} fails: {p.detail}" for p in self.proofs if not p.exact]
         for run in self.runs:
             if run.first:
                 lines.append(
                     f"{run.engine}: {run.mismatches} of {run.codes} codes differ, first at layer {run.first.layer!r} "
                     f"({run.first.codes} codes, by up to {run.first.largest})"
                 )
-        return tuple(lines)
+        stopped = [f"{run.engine}: did not run: {run.error}" for run in self.runs if run.error]
+        if not stopped and not self.codes:
+            stopped.append("no engine ran, so nothing was compared")
+        return (*lines, *stopped)
 
     def require_exact(self) -> "Certificate":
         """Return self, or raise what failed first.

@@ -174,10 +174,12 @@ def _sums(graph: IntegerGraph, node: Weighted, model: Model) -> Proof:
         products = [name for name in (f"{node.name}:acc", f"{node.name}:acc:0") if _is_product(model, name)]
         while _is_product(model, f"{node.name}:acc:{len(products)}") and f"{node.name}:acc" not in products:
             products.append(f"{node.name}:acc:{len(products)}")
-        bounds = [_float_reach(model, name, edge.reach) for name in products]
+        sums = [_float_reach(model, name, edge.reach) for name in products]
         operator = model.producer.get(f"{node.name}:acc")
-        if operator is not None and f"{node.name}:bias" in operator.input and bounds:
-            bounds[0] += int(np.abs(model.array(model.producer[f"{node.name}:bias"].input[0])).max())
+        if operator is not None and f"{node.name}:bias" in operator.input and sums:
+            bias = np.abs(model.array(model.producer[f"{node.name}:bias"].input[0]).astype(np.float64))
+            sums[0] = sums[0] + bias.reshape(-1)  # channel by channel: a dead one has no products but a large bias
+        bounds = [int(each.max()) for each in sums]
     if not bounds:
         return Proof(node.name, "sums", 0, False, "the model has no operator for it")
     fits = max(bounds) <= FLOAT32_EXACT
@@ -189,11 +191,11 @@ def _is_product(model: Model, tensor: str) -> bool:
     return tensor in model.producer and model.producer[tensor].op_type in ("Conv", "MatMul")
 
 
-def _float_reach(model: Model, tensor: str, codes: int) -> int:
+def _float_reach(model: Model, tensor: str, codes: int) -> np.ndarray:
     operator = model.producer[tensor]
     weight = np.abs(model.array(model.producer[operator.input[1]].input[0]).astype(np.float64))
     sums = weight.sum(0) if operator.op_type == "MatMul" else weight.reshape(len(weight), -1).sum(1)
-    return codes * int(sums.max())
+    return codes * sums
 
 
 def _pieces(graph: IntegerGraph, node: Conv | Linear, model: Model) -> list[Proof]:

@@ -36,6 +36,8 @@ from .sweep import sweep
 from .translation import translated, unpacked
 
 if TYPE_CHECKING:
+    import onnx
+
     from .artefact import Artefact
 
 Images = UInt8[np.ndarray, "batch channels height width"]
@@ -82,6 +84,7 @@ def certify(
     quick: bool = False,
 ) -> Certificate:
     """Return the certificate of a model for a graph; `quick` runs fewer images and leaves out the slow engine."""
+    _parsed(model)
     kinds = trial_images(graph, inputs, quick=quick)
     images = np.concatenate(list(kinds.values()))
     runs: tuple[Run, ...] = ()
@@ -106,9 +109,7 @@ def certify(
 
 def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof, ...]:
     """Return every statement about every layer, in topological order of the layers."""
-    import onnx
-
-    read = onnx.load_from_string(model)
+    read = _parsed(model)
     swept = sweep(graph, read) + unpacked(graph, read) if target == "ort" else sweep_cuts(graph, read, target)
     swept = translated(graph, read, target) + swept
     proofs: list[Proof] = []
@@ -125,6 +126,16 @@ def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof
             Proof("model", "lint", len(read.graph.node), not findings, "".join(f.message for f in findings[:1]))
         )
     return tuple(proofs)
+
+
+def _parsed(model: bytes) -> "onnx.ModelProto":
+    import onnx
+
+    try:
+        return onnx.load_from_string(model)
+    except Exception as error:  # protobuf's have no common base
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"expected an ONNX model, got bytes that are none ({reason}); export it again") from error
 
 
 def _plane_sum(graph: IntegerGraph, node: PlaneSum, target: str) -> Proof:

@@ -316,6 +316,7 @@ CASES: tuple[tuple[str, str, Prepare, str], ...] = (
     ("poisoned data from nowhere", "train --data poisoned:none --out new", _nothing, "poison.json in none"),
     ("poisoned data without a name", "train --data poisoned: --out new", _nothing, "poisoned:PATH"),
     ("nothing to report", "report --out new", _nothing, "expected run or artefact folders"),
+    ("a plan into a file", "sensitivity run --search --budget-bits 4 --out box/a/m.toml", _text("box", "x"), "--out"),
     ("report into a folder", "report run --out box", _fill("box"), "box"),
     ("results that are no results", "report run --out new --results list.json", _text("list.json", "[]"), "list.json"),
     ("metrics without epochs", "report run --out new", _text("run/metrics.jsonl", "3\n"), "line 1"),

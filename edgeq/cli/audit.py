@@ -51,8 +51,8 @@ class Audit(AbstractCommand):
         document = {"model": str(self.model), **result.as_dict()}
         if self.strict and not result.integer:
             raise Failed(
-                f"expected {self.model} to run in integers, got {result.macs_percent:.1f} % of the multiplications and "
-                f"{result.adds_percent:.1f} % of the additions; see the islands above",
+                f"expected {self.model} to run in integers, got {result.macs_percent:.1f} % of the multiplications, "
+                f"{result.adds_percent:.1f} % of the additions and {len(result.islands)} islands in float; see above",
                 document,
             )
         return document

@@ -4,6 +4,7 @@ The modules of the commands load nothing heavy: torch and the rest of edgeq are 
 mistakes of spelling are answered at once.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ class Stopped(Exception):
     def __init__(self, message: str, *, again: tuple[str, ...]) -> None:
         super().__init__(message)
         self.again = again
+
+
+def check_writable(target: str | Path, option: str) -> None:
+    """Refuse a file that cannot be written before the work is done, not after it."""
+    path = Path(target).absolute()
+    parent = next(folder for folder in path.parents if folder.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"expected a file to write for {option}, got {target}; choose another place")
 
 
 @dataclass(frozen=True, kw_only=True)

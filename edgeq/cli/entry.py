@@ -86,7 +86,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _run(args: list[str], place: str) -> int:
-    from edgeq.cli.command import Failed, Stopped
+    from edgeq.cli.command import Failed, Stopped, check_writable
     from edgeq.cli.parse import parse
     from edgeq.cli.talk import Talk
 
@@ -96,7 +96,8 @@ def _run(args: list[str], place: str) -> int:
         return 0
     first = os.environ.get("RANK", "0") == "0" or "TORCHELASTIC_RUN_ID" not in os.environ  # of torchrun's processes
     target = command.json if first else ""
-    _check_json(target)
+    if target not in ("", "-"):
+        check_writable(target, "--json")
     try:
         _write_json(target, {"command": args[0], "edgeq": __version__, **command.run(Talk(mute=not first))})
     except Failed as error:
@@ -106,16 +107,6 @@ def _run(args: list[str], place: str) -> int:
         again = [*args, *(option for option in error.again if option not in args)]
         return _end(f"{error}; go on with: edgeq {shlex.join(again)}", 130)
     return 0
-
-
-def _check_json(target: str) -> None:
-    """Refuse a place that cannot be written before the work is done, not after it."""
-    if target in ("", "-"):
-        return
-    path = Path(target).absolute()
-    parent = next(folder for folder in path.parents if folder.exists())
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"expected a file to write for --json, got {target}; choose another place")
 
 
 def _write_json(target: str, document: dict[str, object]) -> None:

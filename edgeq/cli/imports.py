@@ -7,11 +7,14 @@ from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgeq.cli.export import Export
     from edgeq.data import Dataset
     from edgeq.export.importers import Agreement, Imported
 
 IMAGES = 100  # test images on which the import is compared with the original
+MOST = 0.25  # of a layer's codes: ties are less than 1 %, and what follows from them in later layers a few
 
 
 def imported_file(command: "Export", talk: Talk) -> Document:
@@ -33,6 +36,7 @@ def imported_file(command: "Export", talk: Talk) -> Document:
         original = onnx_original(str(command.folder))
         price = agreement(imported, original, images)
         ties = agreement(imported, original, images, graph=imported.long)
+    _check_import(command.folder, ties)
     with talk.busy(f"writing and proving {command.out}"):
         origin = {"file": command.folder.name, "file_sha256": sha256(command.folder)}
         given = images[:16] if data is not None else None
@@ -72,6 +76,17 @@ def _imported(command: "Export") -> "tuple[Imported, Dataset | None]":
     if len(data.classes) != count:
         raise InputError(f"expected data of {count} classes, got {len(data.classes)}; use the network's own data")
     return import_onnx(command.folder, pixels=pixels, classes=data.classes, name=name), data
+
+
+def _check_import(file: "Path", ties: "Agreement") -> None:
+    """Refuse an import that computes something else: with long multipliers nothing but ties may differ."""
+    for layer in ties.layers:
+        if layer.differ > MOST * layer.codes or layer.distance > layer.codes:
+            raise InputError(
+                f"expected an import that computes what ONNX Runtime does with {file}, got other codes in "
+                f"{100 * layer.differ / layer.codes:.1f} % of {layer.name!r}, by up to {layer.largest}; "
+                "something in the file has a meaning that the import does not know: export it in another way"
+            )
 
 
 def _counts(result: "Agreement") -> dict[str, object]:

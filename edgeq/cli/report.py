@@ -6,9 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from edgeq.cli.command import AbstractCommand, Document
+from edgeq.cli.command import AbstractCommand, Document, check_writable
 from edgeq.cli.talk import Talk
-from edgeq.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,7 @@ class Report(AbstractCommand):
 
     def run(self, talk: Talk) -> Document:
         """Collect, draw, write."""
-        if self.out.is_dir():
-            raise InputError(f"expected a file for --out, got the folder {self.out}; name a file in it")
+        check_writable(self.out, "--out")
         with talk.busy("drawing"):
             from edgeq.files import write_text
             from edgeq.report import collect, render

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.cli.command import Document
+from edgeq.cli.command import Document, check_writable
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
 
@@ -52,6 +52,7 @@ def check(command: "Sensitivity") -> None:
         )
     if command.out is None or command.out.suffix not in (".toml", ".json"):
         raise InputError(f"expected --out FILE.toml or FILE.json, got {command.out or 'none'}; name the file to write")
+    check_writable(command.out, "--out")
     if command.setting and not 2 <= command.setting <= 8:
         raise InputError(
             f"expected --setting from 2 to 8, got {command.setting}; it is the width to call the result by"

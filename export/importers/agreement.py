@@ -25,6 +25,7 @@ class Layer:
     codes: int
     differ: int
     largest: int
+    distance: int  # sum of all differences
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def agreement(
     for edge, (tensor, scale) in imported.observed.items():
         want = np.rint(real[tensor].astype(np.float64) / scale).astype(np.int64)
         distance = np.abs(ours[edge].astype(np.int64) - want.reshape(ours[edge].shape))
-        layers.append(Layer(edge, distance.size, int(np.count_nonzero(distance)), int(distance.max())))
+        counts = distance.size, int(np.count_nonzero(distance)), int(distance.max()), int(distance.sum())
+        layers.append(Layer(edge, *counts))
     classes = real[imported.output].reshape(len(images), -1).argmax(1)
     same = int((ours[graph.output].argmax(1) == classes).sum())
     return Agreement(len(images), tuple(layers), same)

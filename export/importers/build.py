@@ -22,6 +22,7 @@ from .pixels import fit, table
 
 LONGEST = 30  # largest shift that a Requant takes
 SPAN = 255  # of the codes that fit into a byte
+NOTHING = 1 / 64  # of a code
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Builder:
     Attributes:
         pixels: How the float network sees an image.
         long: Whether multipliers keep 24 bits instead of being short.
+        batch: Images of a fixed batch; 0 where any number of them may come.
         notes: What differs from the original by more than rounding, in plain English.
         change: Largest relative change of a multiplier, per node.
     """
@@ -40,6 +42,7 @@ class Builder:
     long: bool
     nodes: list[Node] = field(default_factory=list)
     edges: dict[str, Edge] = field(default_factory=dict)
+    batch: int = 0
     notes: list[str] = field(default_factory=list)
     change: dict[str, float] = field(default_factory=dict)
 
@@ -59,7 +62,12 @@ class Builder:
 
     def put(self, node: Node, lo: int, hi: int, scale: float) -> Codes:
         """Append a node."""
-        example = step(node, [self._examples[name] for name in node.inputs])
+        try:
+            example = step(node, [self._examples[name] for name in node.inputs])
+        except ValueError as error:  # numpy's
+            raise InputError(
+                f"expected tensors whose shapes fit at {node.name!r}, got others ({error}); correct the model"
+            ) from error
         self._examples[node.name] = np.zeros_like(example)
         self.nodes.append(node)
         self.edges[node.name] = Edge(int(lo), int(hi), float(scale), tuple(example.shape[1:]))
@@ -113,6 +121,8 @@ class Builder:
                 "output"
             )
         common = float(layer.unit.max())
+        if not common > 0:
+            raise InputError(f"expected a last layer with weights, got only scales of 0 at {pending.name!r}; train it")
         ratio = (layer.unit / common)[:, None]
         weight = np.rint(layer.weight * ratio)
         if np.any(ratio != 1):
@@ -126,7 +136,7 @@ class Builder:
             weight.astype(np.int8),
             bias.astype(np.int32),
             None,
-            bits_of(weight),
+            bits_of(weight, pending.name),
         )
         return self._closed(node, common)
 
@@ -167,15 +177,25 @@ class Builder:
 
     def _layer(self, layer: Layer, name: str, grid: Grid) -> Codes:
         name = self.name(name)
-        requant = self._requant(layer.unit / grid.scale, grid, name)
-        bias = np.clip(np.rint(layer.bias / layer.unit), -(2.0**31) + 1, 2.0**31 - 1).astype(np.int64).astype(np.int32)
-        weight, bits = layer.weight.astype(np.int8), bits_of(layer.weight)
+        unit, codes = self._alive(layer, grid)
+        requant = self._requant(unit / grid.scale, grid, name)
+        bias = np.clip(np.rint(layer.bias / unit), -(2.0**31) + 1, 2.0**31 - 1).astype(np.int64).astype(np.int32)
+        weight, bits = codes.astype(np.int8), bits_of(codes, name)
         if layer.geometry is None:
             node: Conv | Linear = Linear(name, layer.source.edge, weight, bias, requant, bits)
         else:
             node = Conv(name, layer.source.edge, weight, bias, requant, bits, **layer.geometry)
         self._check(node)
         return self.put(node, grid.lo, grid.hi, grid.scale)
+
+    def _alive(self, layer: Layer, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        """Return units and weights; where the weights move the result by nothing, the bias is all there is of it."""
+        edge = self.edges[layer.source.edge]
+        axes = tuple(range(1, layer.weight.ndim))
+        moved = np.abs(layer.weight).sum(axes) * max(-edge.lo, edge.hi) * layer.unit / grid.scale
+        dead = moved < NOTHING
+        weight = np.where(dead.reshape((-1,) + (1,) * len(axes)), 0, layer.weight)
+        return np.where(dead, grid.scale, layer.unit), weight
 
     def _check(self, node: Conv | Linear) -> None:
         largest = int(reach(node, self.edges[node.input]).max())

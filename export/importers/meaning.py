@@ -106,11 +106,11 @@ class Pending:
         return replace(self, low=max(self.low, low), high=min(self.high, high))
 
 
-def bits_of(weight: np.ndarray) -> int:
-    """Return the smallest width from 2 to 8 that holds the weights."""
+def bits_of(weight: np.ndarray, name: str) -> int:
+    """Return the smallest width from 2 to 8 that holds the weights of a layer."""
     lo, hi = int(weight.min(initial=0)), int(weight.max(initial=0))
     if lo < LOWEST or hi > 127:
         raise InputError(
-            f"expected weights of at most 8 bits with zero point 0, got codes {lo}..{hi}; quantize to int8"
+            f"expected weights of at most 8 bits with zero point 0 at {name!r}, got codes {lo}..{hi}; quantize to int8"
         )
     return max(2, 1 + max(hi.bit_length(), (-lo - 1).bit_length() if lo else 0))

@@ -95,7 +95,15 @@ def _bias(node: "onnx.NodeProto", value: Any, channels: int) -> np.ndarray:
         return np.zeros(channels)
     if not isinstance(value, Weight | np.ndarray):
         raise refused(node, "a constant bias", "replace it")
-    return np.broadcast_to((value.real() if isinstance(value, Weight) else value).reshape(-1), (channels,))
+    return _per_channel(node, value.real() if isinstance(value, Weight) else value, channels, 2)
+
+
+def _per_channel(node: "onnx.NodeProto", value: np.ndarray, channels: int, axes: int) -> np.ndarray:
+    """Return a constant that is added to a layer's result of some axes, as one number a channel."""
+    shape = (1,) * (axes - value.ndim) + value.shape
+    if len(shape) != axes or shape[1] not in (1, channels) or value.size != shape[1]:
+        raise refused(node, "one number for each channel", "write it as the layer's bias", f"the shape {value.shape}")
+    return np.broadcast_to(value.reshape(-1), (channels,))
 
 
 def _add(builder: Builder, node: "onnx.NodeProto", inputs: list[Any]) -> Pending:
@@ -104,8 +112,8 @@ def _add(builder: Builder, node: "onnx.NodeProto", inputs: list[Any]) -> Pending
     if constants and isinstance(rest[0], Pending) and isinstance(rest[0].what, Layer):
         layer, free = rest[0].what, not rest[0].after and np.isinf([rest[0].low, rest[0].high]).all()
         bias = constants[0].real() if isinstance(constants[0], Weight) else constants[0]
-        if free and bias.size in (1, len(layer.bias)):
-            bias = layer.bias + np.broadcast_to(bias.reshape(-1), layer.bias.shape)
+        if free:
+            bias = layer.bias + _per_channel(node, bias, len(layer.bias), 2 if layer.geometry is None else 4)
             return Pending(Layer(layer.source, layer.weight, layer.scale, bias, layer.geometry), rest[0].name)
     if constants:
         raise refused(node, "two quantized tensors, or a bias right behind its layer", "fold the constant")
@@ -173,16 +181,25 @@ def _window(node: "onnx.NodeProto") -> tuple[tuple[int, int], tuple[int, int], t
 
 
 def _flatten(builder: Builder, node: "onnx.NodeProto", inputs: list[Any]) -> "Pending | Codes":
+    error = refused(node, "all axes but the batch in one", "flatten before the linear layers only")
+    width = -1
     if node.op_type == "Reshape":
-        target = np.asarray(inputs[1]).reshape(-1)
-        flat = len(target) == 2
-    else:
-        flat = attributes(node).get("axis", 1) == 1
-    if not flat:
-        raise refused(node, "all axes but the batch in one", "flatten before the linear layers only")
-    if isinstance(inputs[0], Codes) and len(builder.edges[inputs[0].edge].shape) == 1:
+        target = np.asarray(inputs[1]).reshape(-1).tolist()
+        if len(target) != 2 or target[0] not in (-1, 0, builder.batch or 0) or target == [-1, -1]:
+            raise error
+        width = target[1]
+    elif attributes(node).get("axis", 1) != 1:
+        raise error
+
+    def flatten(name: str, edge: str) -> Node:
+        if width not in (-1, int(np.prod(builder.edges[edge].shape))):
+            raise error
+        return Flatten(name, edge)
+
+    shape = builder.edges[inputs[0].edge].shape if isinstance(inputs[0], Codes) else ()
+    if len(shape) == 1 and width in (-1, *shape):
         return inputs[0]
-    return _moved(builder, node, inputs[0], Flatten)
+    return _moved(builder, node, inputs[0], flatten)
 
 
 def _concat(builder: Builder, node: "onnx.NodeProto", inputs: list[Any]) -> "Pending | Codes":

@@ -140,6 +140,7 @@ class _Translation:
             ("aten", "flatten"): self._flatten,
             ("aten", "view"): self._view,
             ("aten", "reshape"): self._view,
+            ("aten", "sym_size"): lambda node, x, axis: None,  # of the batch, which a view keeps
             ("aten", "cat"): self._cat,
             ("aten", "dropout"): lambda node, x, *_: self._write(node, "Identity", [x]),
             ("aten", "clone"): lambda node, x: self._write(node, "Identity", [x]),

@@ -7,7 +7,6 @@ edge, or a layer that waits for its quantizer. What has none is refused by opera
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,10 @@ from .operators import OPERATORS, attributes, clip_ends, refused
 
 if TYPE_CHECKING:
     import onnx
+
+
+LARGEST = 255  # of a byte's codes
+SMALLEST = 1e-30  # of an activation's scale: float32 reaches no further with full precision
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,12 @@ def _loaded(model: "str | os.PathLike[str] | bytes | onnx.ModelProto") -> "onnx.
     if isinstance(model, onnx.ModelProto):
         return model
     try:
-        data = model if isinstance(model, bytes) else Path(model).read_bytes()
-        read = onnx.load_from_string(data)
-        onnx.checker.check_model(read)
+        if isinstance(model, bytes):
+            read = onnx.load_from_string(model)
+            onnx.checker.check_model(read)
+        else:
+            read = onnx.load(os.fspath(model))  # with the weights that lie beside it
+            onnx.checker.check_model(os.fspath(model))
     except OSError as error:
         raise InputError(f"expected an ONNX file, got {model} ({error.strerror}); name one that can be read") from error
     except Exception as error:  # protobuf and the checker have no common base
@@ -116,7 +122,7 @@ class _Reader:
     landed: dict[str, Codes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from onnx import numpy_helper
+        from onnx import TensorProto, numpy_helper
 
         graph = self.model.graph
         self.values |= {value.name: numpy_helper.to_array(value) for value in graph.initializer}
@@ -125,16 +131,26 @@ class _Reader:
             raise InputError(
                 f"expected one input and one output, got {len(inputs)} and {len(graph.output)}; cut the model"
             )
-        shape = tuple(dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim)
+        tensor = inputs[0].type.tensor_type
+        shape = tuple(dim.dim_value for dim in tensor.shape.dim)
         if len(shape) != 4 or min(shape[1:]) < 1:
             raise InputError(f"expected an image of shape (batch, channels, height, width), got {shape}; fix its shape")
+        if tensor.elem_type != TensorProto.FLOAT:
+            kind = TensorProto.DataType.Name(tensor.elem_type)
+            raise InputError(
+                f"expected the float image as input, got {kind} at {inputs[0].name!r}; cut off what turns it into "
+                "floats, and say with pixels (--mean, --std) what that did"
+            )
         self.values[inputs[0].name] = _Image()
-        self.builder = Builder(shape[1:], self.pixels, self.long)
+        self.builder = Builder(shape[1:], self.pixels, self.long, batch=shape[0])
         self.output = graph.output[0].name
 
     def run(self, name: str, classes: tuple[str, ...]) -> IntegerGraph:
         """Return the integer graph."""
         for node in self.model.graph.node:
+            unknown = [item for item in node.input if item and item not in self.values]
+            if unknown:
+                raise refused(node, "first outputs of operators alone", "leave it out", f"{unknown[0]!r}")
             inputs = [self.values.get(item) for item in node.input]
             if all(value is None or isinstance(value, np.ndarray) for value in inputs):
                 self._constant(node)
@@ -175,14 +191,21 @@ class _Reader:
 
     def _weight(self, node: "onnx.NodeProto") -> Weight:
         args = [np.asarray(self.values[name]) for name in node.input]
+        if not np.isfinite(args[1]).all() or (args[1] < 0).any():
+            raise refused(node, "scales of 0 or more", "quantize it again", f"{args[1].min()}")
         if node.op_type == "Quant":
             limits = _quant_limits(node, args[3])
             scale, zero = args[1].astype(np.float64), args[2]
-            codes = np.clip(np.rint(args[0] / args[1]) + zero, *limits) - zero
+            whole = np.rint(args[0] / np.where(args[1] == 0, 1, args[1]) + _whole(node, zero))
             axis = int(np.argmax(scale.shape)) if scale.size > 1 else 0
-            return Weight(codes, scale.reshape(-1), axis)
+            if scale.size not in (1, whole.shape[axis] if whole.ndim else 1):
+                raise refused(node, "one scale, or one for each channel", "quantize so", f"{scale.shape}")
+            return Weight(np.clip(whole, *limits) - zero, scale.reshape(-1), axis)
         codes, scale = args[0].astype(np.int64), args[1].astype(np.float64).reshape(-1)
         axis = attributes(node).get("axis", 1) % max(1, codes.ndim)
+        blocked = args[1].size > 1 and args[1].shape != codes.shape[axis : axis + 1]
+        if blocked or attributes(node).get("block_size", 0):
+            raise refused(node, "one scale, or one for each channel", "quantize without blocks", f"{args[1].shape}")
         if len(args) > 2:
             shape = [1] * codes.ndim
             if args[2].size > 1:
@@ -212,13 +235,10 @@ class _Reader:
         return OPERATORS[node.op_type](self.builder, node, inputs)
 
     def _quantize(self, node: "onnx.NodeProto", inputs: list[Any]) -> _Quantized:
-        source, scale = inputs[0], np.asarray(inputs[1])
-        zero = np.asarray(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.uint8(0)
-        if scale.size != 1 or not isinstance(source, Pending | Codes | _Image):
-            raise refused(node, "one scale for an activation", "quantize activations per tensor")
-        limits = _type_limits(np.asarray(zero), node)
-        offset = int(np.asarray(zero).reshape(-1)[0])
-        return _Quantized(source, Grid(float(scale.reshape(-1)[0]), limits[0] - offset, limits[1] - offset), offset)
+        source, scale = inputs[0], _one_scale(node, inputs)
+        zero = np.asarray(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.zeros((), _output_type(node))
+        limits, offset = _type_limits(zero, node), int(zero.reshape(-1)[0])
+        return _Quantized(source, Grid(scale, limits[0] - offset, limits[1] - offset), offset)
 
     def _dequantize(self, node: "onnx.NodeProto", inputs: list[Any]) -> Codes:
         quantized = inputs[0]
@@ -226,17 +246,21 @@ class _Reader:
             raise refused(node, "integers from a QuantizeLinear", "put Q and DQ in pairs")
         if np.float32(inputs[1]) != np.float32(quantized.grid.scale):
             raise refused(node, "the scale of its QuantizeLinear", "use one scale for the pair")
+        zero = int(np.asarray(inputs[2]).reshape(-1)[0]) if len(inputs) > 2 and inputs[2] is not None else 0
+        if zero != quantized.zero:
+            got = f"{zero} for {quantized.zero}"
+            raise refused(node, "the zero point of its QuantizeLinear", "use one zero point for the pair", got)
         if node.input[0] not in self.landed:
             self.landed[node.input[0]] = self._landed(quantized.source, quantized.grid, node.output[0])
         return self.landed[node.input[0]]
 
     def _quant(self, node: "onnx.NodeProto", inputs: list[Any]) -> Codes:
-        source, scale, zero = inputs[0], np.asarray(inputs[1]), np.asarray(inputs[2])
-        if scale.size != 1 or not isinstance(source, Pending | Codes | _Image):
-            raise refused(node, "one scale for an activation", "quantize activations per tensor")
+        source, scale, zero = inputs[0], _one_scale(node, inputs), _whole(node, np.asarray(inputs[2]))
         limits, offset = _quant_limits(node, inputs[3]), int(zero.reshape(-1)[0])
-        grid = Grid(float(scale.reshape(-1)[0]), limits[0] - offset, limits[1] - offset)
-        return self._landed(source, grid, node.output[0])
+        if limits[1] - limits[0] > LARGEST:
+            width = int(np.asarray(inputs[3]).reshape(-1)[0])
+            raise refused(node, "2 to 8 bits for an activation", "train with them", str(width))
+        return self._landed(source, Grid(scale, limits[0] - offset, limits[1] - offset), node.output[0])
 
     def _landed(self, source: "Pending | Codes | _Image", grid: Grid, tensor: str) -> Codes:
         if isinstance(source, _Image):
@@ -247,6 +271,28 @@ class _Reader:
         if self.builder.nodes and self.builder.nodes[-1].name == codes.edge:
             self.observed.setdefault(codes.edge, (tensor, grid.scale))
         return codes
+
+
+def _one_scale(node: "onnx.NodeProto", inputs: list[Any]) -> float:
+    scale = np.asarray(inputs[1])
+    if scale.size != 1 or not isinstance(inputs[0], Pending | Codes | _Image):
+        raise refused(node, "one scale for an activation", "quantize activations per tensor")
+    value = float(scale.reshape(-1)[0])
+    if not SMALLEST < value < float("inf"):
+        raise refused(node, "a positive scale", "calibrate it", f"{value}")
+    return value
+
+
+def _whole(node: "onnx.NodeProto", zero: np.ndarray) -> np.ndarray:
+    if not (zero == np.rint(zero)).all():
+        raise refused(node, "whole zero points", "round them in training", f"{zero.reshape(-1)[0]}")
+    return zero
+
+
+def _output_type(node: "onnx.NodeProto") -> np.dtype:
+    from onnx import TensorProto, helper
+
+    return helper.tensor_dtype_to_np_dtype(attributes(node).get("output_dtype", 0) or TensorProto.UINT8)
 
 
 def _type_limits(zero: np.ndarray, node: "onnx.NodeProto") -> tuple[int, int]:

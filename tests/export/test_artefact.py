@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -105,6 +106,11 @@ def test_another_manifest_is_refused(artefact: Path, text: str) -> None:
         ({"versions": 1}, "1 is no object"),
         ({"files": []}, "SHA-256 None"),
         ({"files": {"model.onnx": "x"}}, "SHA-256 None"),
+        ({"runtime": {}}, "wrong runtime"),
+        ({"rounding": "away from zero"}, "expected the rounding of graph.json"),
+        ({"weight_bits": {}}, "expected the weight_bits of graph.json"),
+        ({"input": {"channels": "BGR"}}, "expected the input of graph.json"),
+        ({"output": {"scale": 123.0}}, "expected the output of graph.json"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(artefact: Path, change: dict[str, object], words: str) -> None:
@@ -112,6 +118,35 @@ def test_a_manifest_that_does_not_fit_is_refused(artefact: Path, change: dict[st
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match=words):
         load(artefact)
+
+
+@pytest.mark.parametrize("name", ["input", "output", "rounding", "weight_bits", "runtime"])
+def test_a_manifest_that_lacks_something_is_refused(artefact: Path, name: str) -> None:
+    file = artefact / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest[name]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=f"without or with a wrong '{name}'"):
+        load(artefact)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("labels.json", b"5", "expected a list of class names"),
+        ("labels.json", b"{", "expected a list of class names"),
+        ("labels.json", b"[1, 2]", "expected a list of class names"),
+        ("model.onnx", b"no model", "expected an ONNX model, got bytes that are none"),
+    ],
+)
+def test_a_file_that_says_nothing_is_refused(artefact: Path, name: str, data: bytes, words: str) -> None:
+    (artefact / name).write_bytes(data)
+    file = artefact / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["files"][name]["sha256"] = hashlib.sha256(data).hexdigest()
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=words):
+        verify(artefact)
 
 
 def test_an_artefact_is_replaced(graphs, artefact: Path) -> None:

@@ -80,6 +80,19 @@ def reduce_mean(m: Model, x: str) -> str:
     return m.qdq(m.op("ReduceMean", m.qdq(m.op("Relu", m.conv(x))), m.const(np.array([2, 3])), keepdims=1))
 
 
+def transposed(m: Model, x: str) -> str:
+    weight = m.const(m.rng.normal(size=(16, 16, 3, 3)).astype(np.float32))
+    return m.qdq(m.op("ConvTranspose", m.qdq(m.op("Relu", m.conv(x))), weight, pads=[1, 1, 1, 1]))
+
+
+def difference(m: Model, x: str) -> str:
+    return m.qdq(m.op("Sub", m.qdq(m.op("Relu", m.conv(x))), x), np.uint8(128))
+
+
+def constant_map(m: Model, x: str) -> str:
+    return m.qdq(m.op("Mul", m.qdq(m.op("Relu", m.conv(x))), m.const(m.rng.normal(size=(1, 16, 8, 8)).astype("f"))))
+
+
 def unquantized_residual(m: Model, x: str) -> str:
     return m.qdq(m.op("Relu", m.op("Add", m.conv(x), x)))
 
@@ -101,6 +114,9 @@ PLANTED: dict[Plant, tuple[float, float, str, str, str, str]] = {
     signed_relu: (50, 100, "relu", "FusedConv", "zero point 0 of int8", "UINT8 with zero point 0"),
     float_clip: (50, 100, "clip", "FusedConv", "Clip in float stands between Conv and", "the Clip on its 8 bits"),
     reduce_mean: (100, 100, "operator", "ReduceMean", "no integer kernel", "GlobalAveragePool"),
+    transposed: (66.7, 100, "operator", "ConvTranspose", "no integer kernel", "replace it"),
+    difference: (100, 50, "operator", "Sub", "no integer kernel", "replace it"),
+    constant_map: (100, 100, "operator", "Mul", "no integer kernel", "replace it"),
     unquantized_residual: (50, 50, "residual", "Add", "input from Conv 'Conv3' is not quantized", "between the two"),
     int4_weights: (50, 100, "weights", "Conv", "INT4 weights are dequantized at every run", "Cast the packed weights"),
     sigmoid: (50, 100, "activation", "FusedConv", "Sigmoid is no part", "between the Conv and the Sigmoid"),
@@ -118,6 +134,22 @@ def test_a_planted_float_island_is_found_and_explained(plant: Plant) -> None:
     assert (cause.rule, cause.op_type, cause.count) == (rule, op_type, 1)
     assert reason in cause.reason and change in cause.change
     assert island.macs == result.macs - result.integer_macs
+    assert not result.integer
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_what_keeps_a_classifier_in_float_is_named(flat: bool) -> None:
+    """Weights without a zero point, or a Flatten that Q and DQ do not follow."""
+    m = Model()
+    y = m.op("Flatten", m.qdq(m.op("GlobalAveragePool", m.qdq(m.op("Relu", m.conv(m.qdq("x")))))))
+    zero = [m.const(np.int8(0))] if flat else []
+    weight = m.op(
+        "DequantizeLinear", m.const(m.rng.integers(-9, 9, (5, 16)).astype(np.int8)), m.const(np.float32(1)), *zero
+    )
+    result = audit(m.bytes(m.qdq(m.op("Gemm", y if flat else m.qdq(y), weight, transB=1))))
+    ((cause,),) = (island.causes for island in result.islands)
+    assert (cause.rule, cause.op_type) == ("input" if flat else "weights", "Gemm")
+    assert ("behind the Flatten" if flat else "INT8 zeros") in cause.change
 
 
 def test_the_model_they_are_planted_in_is_integer() -> None:

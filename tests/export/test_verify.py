@@ -173,7 +173,7 @@ def test_a_model_that_does_not_load_is_a_finding(graph: IntegerGraph) -> None:
     model.ir_version = 99
     certificate = certify(graph, model.SerializeToString(), engines=("onnxruntime",))
     assert not certificate.exact and all("IR version" in run.error for run in certificate.runs)
-    assert "did not run" in certificate.failures()[0]
+    assert "did not run" in certificate.failures()[-1]
 
 
 def test_a_multiplier_that_is_not_short_fails_the_inequality(graph: IntegerGraph) -> None:

@@ -17,6 +17,7 @@ from edgeq.export.dialects.pieces import pieces
 from edgeq.export.dialects.qonnx import DOMAIN, limits_of, quant_function, quant_range
 from edgeq.export.engines import session
 from edgeq.export.graph import INPUT, Edge, IntegerGraph, Linear
+from edgeq.export.multiplier import FLOAT32_EXACT
 from edgeq.export.verify import certify, prove
 
 
@@ -159,6 +160,17 @@ def test_sums_beyond_2_to_the_24_are_cut_into_pieces(graphs, hidden: bool) -> No
     images = np.concatenate([graphs.images(graph, 3), np.zeros((1, 3, 40, 40), np.uint8)])
     counts = Counter(node.op_type for node in assert_exact(graph, images).graph.node)
     assert counts["MatMul"] == 5 + hidden
+
+
+def test_a_dead_channel_with_a_large_bias_needs_no_pieces(graphs) -> None:
+    b = graphs.Builder((3, 8, 8))
+    flat = b.flatten(INPUT)
+    weight = b.rng.integers(-127, 128, (2, 192)).astype(np.int8)
+    weight[1] = 0
+    bias = np.array([3, FLOAT32_EXACT], np.int32)
+    b.put(Linear("dead", flat, weight, bias, graphs.short(np.full(2, 2.0**-10), -128, 127), 8), -128, 127, (2,))
+    graph = b.graph("dead")
+    assert_exact(graph, graphs.images(graph, 2))
 
 
 @given(seed=st.integers(0, 99), codes=st.integers(1, 255))

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import onnx
 import pytest
 
 from edgeq.cli import main
@@ -34,3 +35,31 @@ def test_options_that_do_not_fit_are_refused(static: Path, tmp_path: Path, capsy
 def test_a_run_knows_its_pixels(tmp_path: Path, capsys) -> None:
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "art"), "--mean", "0.5"]) == 2
     assert "with an ONNX file only" in capsys.readouterr().err
+
+
+def test_an_import_that_computes_something_else_is_not_written(
+    static: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    from edgeq.export import importers
+    from edgeq.export.importers.agreement import Agreement, Layer
+
+    layers = (Layer("first", 100, 3, 1, 3), Layer("second", 100, 90, 255, 9000))
+    monkeypatch.setattr(importers, "agreement", lambda *_, **__: Agreement(4, layers, 1))
+    assert main(["export", str(static), "--out", str(tmp_path / "art")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "other codes in 90.0 % of 'second', by up to 255" in line
+    assert not (tmp_path / "art").exists()
+
+
+def test_weights_beside_the_file_are_found(static: Path, tmp_path: Path, capsys) -> None:
+    model = onnx.load(static)
+    onnx.save(model, tmp_path / "out.onnx", save_as_external_data=True, location="weights.bin", size_threshold=64)
+    assert (tmp_path / "weights.bin").exists()
+    assert main(["export", str(tmp_path / "out.onnx"), "--out", str(tmp_path / "art")]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mean", [["0.5", "0.5"], ["nan"]])
+def test_means_that_are_none_are_one_line(static: Path, tmp_path: Path, capsys, mean: list[str]) -> None:
+    assert main(["export", str(static), "--out", str(tmp_path / "art"), "--mean", *mean]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("edgeq: expected")

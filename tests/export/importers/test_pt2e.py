@@ -83,3 +83,14 @@ def test_the_batch_of_the_graph_is_kept() -> None:
     assert value.shape == (4, 3, 2, 2)
     with pytest.raises(InputError, match="expected a multiple of 2 images, got 3"):
         run(np.ones((3, 3, 2, 2), np.float32), ["relu"])
+
+
+def test_a_view_by_the_batchs_size_is_a_flatten() -> None:
+    class View(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.view(x.shape[0], -1)
+
+    free = {"x": {0: torch.export.Dim("n")}}
+    module = torch.export.export(View(), (torch.zeros(2, 3, 2, 2),), dynamic_shapes=free).module()
+    (node,) = to_onnx(module).graph.node
+    assert node.op_type == "Reshape"
