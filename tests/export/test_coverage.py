@@ -42,10 +42,8 @@ NETWORKS = (
     ("torchvision/shufflenet_v2_x0_5", 32),
     ("torchvision/squeezenet1_1", 32),
     ("torchvision/vgg11", 32),
-    ("torchvision/vgg11_bn", 32),
-    ("torchvision/vgg16", 32),
 )
-TOO_LARGE = ("torchvision/vgg11", "torchvision/vgg11_bn", "torchvision/vgg16")  # for a qonnx file, at 8 bits
+TOO_LARGE = ("torchvision/vgg11",)  # for a qonnx file, at 8 bits
 REFUSED = (
     ("torchvision/vit_b_16", "MultiheadAttention"),
     ("torchvision/swin_t", "LayerNorm"),
