@@ -73,6 +73,28 @@ def test_the_qonnx_package_agrees_on_any_graph(graphs, data: st.DataObject) -> N
     assert run.exact, (run.first, run.error)
 
 
+def test_our_walk_through_the_operators_is_the_packages(graphs) -> None:
+    pytest.importorskip("qonnx")
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    from edgeq.export import qonnx_engine
+
+    graph = graphs.resnet(4, width=4, blocks=1, size=8)
+    model, images = build(graph, "qonnx"), graphs.images(graph, 3)
+    ours = qonnx_engine.execute(model.SerializeToString(), images)
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = len(images)
+    with qonnx_engine._ir_version(model.ir_version):
+        wrapped = ModelWrapper(model).transform(InferShapes())
+        theirs = execute_onnx(wrapped, {INPUT: images}, return_full_exec_context=True)
+    outputs = {name for node in model.graph.node for name in node.output}
+    assert outputs <= ours.keys() & theirs.keys() and len(outputs) > 40
+    for name in outputs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
 def test_the_workaround_for_ir_versions_is_still_needed(graphs) -> None:
     """If this fails, ONNX Runtime reads what onnx writes: `qonnx_engine.py` can lose its `_ir_version`."""
     pytest.importorskip("qonnx")
