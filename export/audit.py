@@ -7,7 +7,8 @@ element of an addition of two activations is counted as integer or float by the 
 connected group of float operators (*island*) is reported with its cause and its remedy (`audit_causes.py`).
 
 The graph is that of level `extended`, where fusion ends; the level above changes memory layouts alone. It holds for the
-processor at hand, as fusion depends on it. Any ONNX file can be audited, whoever made it.
+processor at hand, as fusion depends on it. Any ONNX file can be audited, whoever made it. Of TensorRT, its own report
+of an engine's layers is read (`trt_report.py`).
 """
 
 import os
@@ -109,12 +110,19 @@ def audit(source: str | os.PathLike[str] | bytes, *, shapes: Mapping[str, tuple[
     """Count what ONNX Runtime runs in integers, and explain the rest.
 
     Args:
-        source: An artefact folder, an ONNX file, or the bytes of one.
+        source: An artefact folder, an ONNX file, or the bytes of one; or a .json file with TensorRT's report of the
+            layers of an engine (`trt_report.py`).
         shapes: Shapes of inputs by name; needed where another axis than the first has no fixed size.
 
     Raises:
         InputError: There is no model there, ONNX Runtime does not run it, or a shape is missing or wrong.
     """
+    if not isinstance(source, bytes) and Path(source).suffix == ".json":
+        from edgeq.files import read_json
+
+        from .trt_report import audit_report
+
+        return audit_report(read_json(source))
     model = _model(source)
     with tempfile.TemporaryDirectory() as folder:
         optimised, refused = _optimised(model, Path(folder) / "optimised.onnx")

@@ -144,7 +144,9 @@ class TrtRunner:
         import json
 
         trt = load_tensorrt()
-        text = self.engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        inspector = self.engine.create_engine_inspector()
+        inspector.execution_context = self.context  # without it there are no shapes where the batch is free
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return json.loads(text).get("Layers", [])
 
 

@@ -16,7 +16,7 @@ import torch
 from edgeq.cli import main
 from edgeq.cli.entry import COMMANDS
 from edgeq.cli.parse import one_line
-from edgeq.files import save_tensors
+from edgeq.files import load_tensors, save_tensors
 from edgeq.models import build
 
 DATA = "signs:train=200,test=100"
@@ -245,6 +245,13 @@ def test_calibrate_leaves_the_run_as_it_was(here: Path, capsys: pytest.CaptureFi
     assert body["sequential"] is True
     assert (here / "run/weights.safetensors").read_bytes() == before
     assert json.loads((here / "new/config.json").read_text())["training"]["calibrated"]["run"] == "run"
+
+
+def test_calibrate_with_one_step_a_layer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _json(capsys, "calibrate", "run", "--images", "20", "--per-tensor", "--out", "new")["per_tensor"] is True
+    steps = {k: v for k, v in load_tensors(here / "new/weights.safetensors").items() if k.endswith("weight_steps.4")}
+    assert len(steps) > 5 and all(bool((step == step.flatten()[0]).all()) for step in steps.values())
+    assert _json(capsys, "export", "new", "--bits", "4", "--out", "int")["artefacts"][0]["exact"] is True
 
 
 def test_calibrate_with_passes_says_what_each_did(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

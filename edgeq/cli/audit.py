@@ -20,8 +20,10 @@ Shapes = Annotated[tuple[str, ...], arg(metavar="NAME=1,3,224,224 …", help_beh
 class Audit(AbstractCommand):
     """Count the multiplications and additions that ONNX Runtime runs in integers; say what keeps the rest in float.
 
+    Of a TensorRT engine, the same from the layers.json that trtexec --exportLayerInfo writes.
+
     Attributes:
-        model: An artefact folder, or an ONNX file of any tool.
+        model: An artefact folder, an ONNX file of any tool, or TensorRT's report of layers as .json.
         shapes: Shapes of inputs that have other free axes than the batch.
         strict: Fail (exit code 2) unless all of it runs in integers.
     """
@@ -35,7 +37,7 @@ class Audit(AbstractCommand):
         from edgeq.export import load
         from edgeq.export.audit import audit
 
-        with talk.busy(f"optimising {self.model}"):
+        with talk.busy(f"reading {self.model}" if self.model.suffix == ".json" else f"optimising {self.model}"):
             result = audit(self.model, shapes=dict(_shape(text) for text in self.shapes))
         talk.table(
             f"{self.model}: integer kernels on {result.engine}",

@@ -37,6 +37,7 @@ class Calibrate(AbstractCommand):
         layer_bits: File with bits of single layers, .toml or .json; edgeq sensitivity --search writes one.
         images: Training images to look at.
         passes: What improves the result, always in the order equalise, rounding, bias.
+        per_tensor: One weight step for a whole layer, as some hardware wants it, instead of one for each channel.
         sequential: Look at each edge after those before it were rounded; better at few bits, one pass per width.
         model: Network of the float weights, as for edgeq train.
         weights: A float state dict as safetensors.
@@ -51,6 +52,7 @@ class Calibrate(AbstractCommand):
     bits: AllWidths = ()
     layer_bits: MaybeFile = None
     images: int = 512
+    per_tensor: bool = False
     sequential: bool = False
     passes: tuple[Literal["equalise", "rounding", "bias"], ...] = ()
     model: Annotated[str, arg(metavar="STR", help_behavior_hint="")] = ""
@@ -77,6 +79,7 @@ class Calibrate(AbstractCommand):
                 images,
                 method=calib.method(self.method),
                 bits=widths,
+                weights="mse-tensor" if self.per_tensor else "mse",
                 sequential=self.sequential,
                 passes=self.passes,
             )
@@ -85,7 +88,8 @@ class Calibrate(AbstractCommand):
             runs.save_weights(folder, net)
             write_json(folder / runs.RESULTS / "calibrate.json", report.to_dict())
         results = record_accuracies(talk, self.out, net, dataset)
-        choices = {"method": report.method, "images": report.images, "sequential": report.sequential}
+        choices: dict[str, object] = {"method": report.method, "per_tensor": self.per_tensor, "images": report.images}
+        choices["sequential"] = report.sequential
         effects = [
             {"pass": p.name, "bits": p.bits, "sqnr_db_before": p.sqnr_db_before, "sqnr_db_after": p.sqnr_db_after}
             for p in report.passes
