@@ -19,6 +19,9 @@ from edgeq.quant.units import DropoutUnit
 
 from .walk import Images, check_images, check_weights, evaluating, parts
 
+Norm = nn.BatchNorm2d | nn.BatchNorm1d
+DEAD = 1e-6  # of a variance: a channel that these images do not move says nothing about how rounding changes it
+
 
 @dataclass
 class Moments:
@@ -51,16 +54,35 @@ class Moments:
                 f"expected finite values before BatchNorm at {name!r}, got NaN or infinity; check the weights"
             )
 
-    @torch.no_grad()
-    def store(self, norm: nn.BatchNorm2d | nn.BatchNorm1d) -> None:
-        """Make them a BatchNorm's running statistics (the unbiased variance, as PyTorch's own)."""
-        assert norm.running_mean is not None and norm.running_var is not None
-        norm.running_mean.copy_(self.mean)
-        norm.running_var.copy_(self.squares / max(self.count - 1, 1))
+    @property
+    def variance(self) -> Tensor:
+        """The unbiased one, as PyTorch's own."""
+        return self.squares / max(self.count - 1, 1)
 
 
-def reestimate(model: MultiBitNet, images: Images, *, bits: int, batch_size: int = 256) -> None:
-    """Replace the running statistics of one width by those of `images`.
+@torch.no_grad()
+def store(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    """Set a BatchNorm's running statistics."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+def reestimate(
+    model: MultiBitNet,
+    images: Images,
+    *,
+    bits: int,
+    batch_size: int = 256,
+    source: int | None = None,
+    beside: dict[str, Moments] | None = None,
+) -> None:
+    """Measure the running statistics of one width anew on `images`, or what rounding changed of another width's.
+
+    With `source`, the same images go through that width too, and what the two widths' statistics differ by is added
+    to those that `source` has: a mean's difference, a variance's ratio. The two share their images and most of their
+    noise, so some hundred images do what else needs tens of thousands, and statistics that training gathered over all
+    of its images are not given up for those of a few.
 
     The network runs as in training (fake quantization, statistics of the batch) but without gradients and without
     dropout; affine parameters, steps, modes, the width and `num_batches_tracked` stay as they are. Over all images the
@@ -76,14 +98,37 @@ def reestimate(model: MultiBitNet, images: Images, *, bits: int, batch_size: int
         images: Bytes, or floats in [0, 1]; at least two.
         bits: The width; 32 is allowed.
         batch_size: Images per forward pass; all batches are nearly equal, and none has a single image.
+        source: A width whose statistics are right, for example 32 bits.
+        beside: What `measure` returned for that width and these images, where it is at hand.
     """
+    moments = measure(model, images, bits=bits, batch_size=batch_size)
+    if source is not None and beside is None:
+        beside = measure(model, images, bits=source, batch_size=batch_size)
+    for name, norm in _norms(model).items():
+        mean, variance = moments[name].mean, moments[name].variance
+        if beside is not None and source is not None:
+            known = norm.at(source)
+            assert known.running_mean is not None and known.running_var is not None
+            mean = known.running_mean.double() + mean - beside[name].mean
+            ratio = variance / beside[name].variance.clamp_min(torch.finfo(torch.float32).tiny)
+            alive = beside[name].variance > known.running_var.double() * DEAD
+            variance = torch.where(alive, known.running_var.double() * ratio, variance)
+        store(norm.at(bits), mean, variance)
+
+
+def _norms(model: MultiBitNet) -> dict[str, WidthNorm]:
+    return {name: unit.norm for name, unit in model.weighted().items() if unit.norm is not None}
+
+
+def measure(model: MultiBitNet, images: Images, *, bits: int, batch_size: int = 256) -> dict[str, Moments]:
+    """Return what enters each BatchNorm at a width, layer by layer; nothing changes. Arguments as for `reestimate`."""
     check_images(model, images, batch_size)
     check_weights(model)
     if len(images) < 2 or batch_size < 2:
         raise InputError(
             f"expected 2 images or more per batch, got {min(len(images), batch_size)}; statistics need them"
         )
-    norms = {name: unit.norm for name, unit in model.weighted().items() if unit.norm is not None}
+    norms = _norms(model)
     before = {name: norm.at(bits).state_dict() for name, norm in norms.items()} if bits in model.bits else {}
     before = {name: {key: value.clone() for key, value in state.items()} for name, state in before.items()}
     moments = {name: Moments() for name in norms}
@@ -100,8 +145,7 @@ def reestimate(model: MultiBitNet, images: Images, *, bits: int, batch_size: int
             norms[name].at(bits).load_state_dict(state)
     for name in norms:
         moments[name].check(name)
-    for name, norm in norms.items():
-        moments[name].store(norm.at(bits))
+    return moments
 
 
 def _adder(moments: Moments) -> Callable[[nn.Module, tuple], None]:

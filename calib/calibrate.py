@@ -22,7 +22,7 @@ from edgeq.quant.bits import FLOAT_BITS
 from edgeq.quant.network import MultiBitNet
 from edgeq.quant.quantizer import mse_steps
 
-from .batchnorm import copy_norms, has_own_norms, reestimate
+from .batchnorm import copy_norms, has_own_norms, measure, reestimate
 from .histogram import Histogram
 from .methods import MSE, AbstractMethod
 from .passes import PassReport, check_passes, run_passes
@@ -109,7 +109,8 @@ def calibrate(
         batch_size: Images per forward pass.
         weights: "mse" (least squared error) or "minmax", per output channel; "mse-tensor" or "minmax-tensor": one step
             for all channels of a layer. Observed scales follow max |w| always.
-        bn: Measure the widths' running statistics again. Skipped with shared BatchNorm, which belongs to 32 bits too.
+        bn: Measure the widths' running statistics again: what rounding changed of those of 32 bits, on the same images
+            (`reestimate`). Skipped with shared BatchNorm, which belongs to 32 bits too.
         sequential: Look at each edge after the ones before it were rounded, with the width's own BatchNorm: for
             networks that were trained at several widths. One pass per width instead of one for all.
         passes: Any of "equalise", "rounding" and "bias" (`edgeq.calib.PASSES`), always run in this order. "equalise"
@@ -132,7 +133,7 @@ def calibrate(
 
     def normalise(width: int) -> None:
         if again:
-            reestimate(model, images, bits=width, batch_size=batch_size)
+            reestimate(model, images, bits=width, batch_size=batch_size, source=_sound(model))
 
     done: tuple[PassReport, ...] = ()
     if chosen:
@@ -169,6 +170,9 @@ def _set_steps(
     """Set all steps and the running statistics; `how` is (sequential, batchnorm again, batch size, weights)."""
     sequential, again, batch_size, weights = how
     seen = {} if sequential else float_histograms(model, images, batch_size=batch_size)
+    source, beside = _sound(model), None
+    if again and not sequential and source is not None:
+        beside = measure(model, images, bits=source, batch_size=batch_size)
     edges: list[EdgeReport] = []
     for width in widths:
         served = codes_served(model, width)
@@ -187,8 +191,13 @@ def _set_steps(
         for name, histogram in seen.items():
             model.grid(name).set_step(width, choose(name, histogram))
         if again:
-            reestimate(model, images, bits=width, batch_size=batch_size)
+            reestimate(model, images, bits=width, batch_size=batch_size, source=source, beside=beside)
     return edges
+
+
+def _sound(model: MultiBitNet) -> int | None:
+    """Return the width whose running statistics are taken as they are."""
+    return FLOAT_BITS if FLOAT_BITS in model.bits else None
 
 
 def init_width(

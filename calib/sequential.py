@@ -21,7 +21,7 @@ from edgeq.quant.quantizer import quantize
 from edgeq.quant.units import AbstractUnit, Value
 from edgeq.quant.weighted import WeightedUnit
 
-from .batchnorm import Moments
+from .batchnorm import Moments, store
 from .histogram import Histogram
 from .observers import Observer
 from .walk import Images, evaluating, last_uses, packed, parts, product, unpacked, unrounded
@@ -65,7 +65,7 @@ def _measure(unit: WeightedUnit, batches: list[tuple[Value, ...]], bits: int, na
         y = product(unit, unpacked(x).real, bits, round_weights=True)
         moments.add(y if unit.bias is None else y + unit.bias.reshape((1, -1) + (1,) * (y.dim() - 2)))
     moments.check(name)
-    moments.store(unit.norm.at(bits))
+    store(unit.norm.at(bits), moments.mean, moments.variance)
 
 
 def _unrounded(unit: AbstractUnit, inputs: tuple[Value, ...], bits: int) -> Tensor:

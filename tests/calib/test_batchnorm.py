@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from edgeq.calib import reestimate
-from edgeq.calib.batchnorm import Moments
+from edgeq.calib import calibrate, reestimate
+from edgeq.calib.batchnorm import Moments, measure
 from edgeq.errors import InputError
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
@@ -49,6 +49,42 @@ def test_only_the_widths_own_statistics_change(net, images) -> None:
     assert changed(net, before) == {
         f"units.{layer}.norm.norms.4.running_{what}" for layer in ("first", "left", "right") for what in ("mean", "var")
     }
+
+
+def test_beside_itself_nothing_changes(net, images) -> None:
+    before = state(net)
+    reestimate(net, images, bits=32, source=32)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-7)
+
+
+def test_what_rounding_changes_hangs_less_on_the_images_than_the_statistics_do(make) -> None:
+    """On any few images the difference from 32 bits is nearly the same; the statistics themselves are not."""
+    torch.manual_seed(1)
+    parts = torch.randint(0, 256, (2, 12, 1, 8, 8)).to(torch.uint8) // torch.tensor([1, 3]).reshape(2, 1, 1, 1, 1)
+    parts = parts.to(torch.uint8).expand(-1, -1, 3, -1, -1).contiguous()
+    found: dict[int | None, list[torch.Tensor]] = {None: [], 32: []}
+    for source, each in found.items():
+        for part in parts:
+            net = make(bits=(32, 8))
+            calibrate(net, parts.flatten(0, 1), bn=False)
+            reestimate(net, part, bits=8, source=source)
+            each.append(torch.cat([u.norm.at(8).running_mean for u in net.weighted().values() if u.norm is not None]))
+    apart = {source: float((a - b).abs().mean()) for source, (a, b) in found.items()}
+    assert apart[32] < apart[None] / 10
+
+
+def test_the_difference_is_the_images(net, images) -> None:
+    norm = net.units["first"].norm
+    with torch.no_grad():
+        norm.at(32).running_mean.add_(1.0)
+        norm.at(32).running_var.mul_(4.0)
+    found = {bits: measure(net, images, bits=bits)["first"] for bits in (32, 4)}
+    reestimate(net, images, bits=4, source=32)
+    mean = norm.at(32).running_mean + (found[4].mean - found[32].mean)
+    torch.testing.assert_close(norm.at(4).running_mean, mean.float())
+    variance = norm.at(32).running_var * found[4].variance / found[32].variance
+    torch.testing.assert_close(norm.at(4).running_var, variance.float())
 
 
 def test_shared_statistics_change_for_all_widths(make, images) -> None:
