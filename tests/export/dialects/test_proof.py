@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, shape_inference
@@ -178,6 +179,7 @@ def test_resnet20_holds_no_float_and_names_what_the_ort_model_names(bits: int) -
     from edgeq.export.lower import lower
     from edgeq.quant.convert import multibit
 
+    torch.manual_seed(3)  # untrained, it names one class for all images with most seeds
     dataset = load(os.environ.get("EDGEQ_DATA", f"signs:train=64,test={IMAGES}"), seed=0)
     train = next(iter(batches(dataset.train, 64)))[0]
     side = int(train.shape[2])
