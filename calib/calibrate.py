@@ -12,7 +12,7 @@ clip = s_b hi_b, and the stored codes get the step clip / hi_8. Wide edges witho
 **Tied branches.** A layer that feeds one addition has that addition's grid; there is nothing to set.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -234,7 +234,12 @@ def init_width(
         copy_norms(model, source=source, target=bits)
     # Without another width there are no statistics to read ranges with: layer by layer, each after the ones before it.
     alone = source == bits
-    return calibrate(model, images, method=method, bits=(bits,), batch_size=batch_size, sequential=alone)
+    report = calibrate(model, images, method=method, bits=(bits,), batch_size=batch_size, sequential=alone, bn=alone)
+    if alone or not has_own_norms(model):
+        return report
+    # In training the running averages of the source lag behind the weights, so these are the images' own.
+    reestimate(model, images, bits=bits, batch_size=batch_size)
+    return replace(report, batchnorm=(bits,))
 
 
 @torch.no_grad()
