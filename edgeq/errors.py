@@ -7,6 +7,7 @@ own fault and keeps its traceback.
 """
 
 import importlib
+import json
 from types import ModuleType
 
 
@@ -16,6 +17,12 @@ class InputError(ValueError):
 
 class MissingExtra(InputError):
     """An optional package is not installed; the message names the extra that brings it."""
+
+
+def shortened(value: object) -> str:
+    """Return what a file held as JSON, short enough for a message."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -30,14 +30,17 @@ class Pixels:
                 f"least {1 / LARGEST:g}, got {self.mean} and {self.std}; give those that the network was trained with"
             )
 
+    def check(self, channels: int) -> None:
+        """Refuse numbers that do not belong to images of so many channels."""
+        if not {len(self.mean), len(self.std)} <= {1, channels}:
+            raise InputError(
+                f"expected one mean and standard deviation, or one for each of {channels} channels, got "
+                f"{self.mean} and {self.std}; give those that the network was trained with"
+            )
+
     def line(self, channels: int) -> Float[np.ndarray, "2 channels"]:
         """Return gain and shift of x = gain * pixel + shift, for each channel."""
-        for numbers in (self.mean, self.std):
-            if len(numbers) not in (1, channels):
-                raise InputError(
-                    f"expected one mean and standard deviation, or one for each of {channels} channels, got "
-                    f"{self.mean} and {self.std}; give those that the network was trained with"
-                )
+        self.check(channels)
         mean, std = (np.array(numbers, np.float64) for numbers in (self.mean, self.std))
         return np.stack(np.broadcast_arrays(np.full(channels, 1 / 255.0) / std, -mean / std))
 
@@ -45,7 +48,7 @@ class Pixels:
         self, images: UInt8[np.ndarray, "batch channels height width"]
     ) -> Float32[np.ndarray, "batch channels height width"]:
         """Return what the float network is given for uint8 images."""
-        self.line(images.shape[1])
+        self.check(images.shape[1])
         mean, std = (np.array(value, np.float32)[:, None, None] for value in (self.mean, self.std))
         return ((images.astype(np.float32) / np.float32(255) - mean) / std).astype(np.float32)
 

@@ -17,7 +17,7 @@ import torch
 
 from edgeq import __version__
 from edgeq.calib.batchnorm import copy_norms
-from edgeq.errors import InputError
+from edgeq.errors import InputError, shortened
 from edgeq.files import load_tensors, read_json, save_tensors, write_json, write_text
 from edgeq.models import build
 from edgeq.pixels import OWN, Pixels
@@ -117,31 +117,26 @@ def read_info(folder: Path) -> RunInfo:
 def _check_fields(body: dict[str, Any], folder: Path) -> None:
     """Refuse values of another kind than `write_info` writes; a missing field is a KeyError."""
     wrong = [
-        f"{name} as {words}, got {_short(value)}"
+        f"{name} as {words}, got {shortened(value)}"
         for name, (kind, words) in FIELDS.items()
         if not isinstance(value := body[name], kind)
     ]
     wrong += [
-        f"{name} as an object, got {_short(body[name])}"
+        f"{name} as an object, got {shortened(body[name])}"
         for name in ("versions", "hardware", "pixels")
         if not isinstance(body.get(name, {}), dict)
     ]
     if not wrong:
         classes, shape, quant = body["classes"], body["image_shape"], body["quant"]
         if not classes or not all(isinstance(name, str) for name in classes):
-            wrong.append(f"classes as one name or more, got {_short(classes)}")
+            wrong.append(f"classes as one name or more, got {shortened(classes)}")
         if len(shape) != 3 or not all(type(size) is int and 0 < size <= LONGEST_SIDE for size in shape):
-            wrong.append(f"image_shape as channels, height and width, got {_short(shape)}")
+            wrong.append(f"image_shape as channels, height and width, got {shortened(shape)}")
         numbers = [*quant["bits"], quant.get("edge_bits", 0)]
         if not all(type(number) is int for number in numbers) or type(quant.get("full_range", False)) is not bool:
-            wrong.append(f"whole numbers and a yes or no in quant, got {_short(quant)}")
+            wrong.append(f"whole numbers and a yes or no in quant, got {shortened(quant)}")
     if wrong:
         raise InputError(f"expected in {folder / CONFIG} {wrong[0]}; the file is damaged, train the run again")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def new_network(info: RunInfo) -> MultiBitNet:
@@ -243,7 +238,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or type(line.get("epoch")) is not int:
             raise InputError(
-                f"expected an object with a whole number as epoch in line {number} of {path}, got {_short(line)}; "
+                f"expected an object with a whole number as epoch in line {number} of {path}, got {shortened(line)}; "
                 "remove the damaged file"
             )
     return lines
@@ -259,8 +254,8 @@ def read_evaluation(folder: Path) -> list[dict[str, Any]]:
     strange = [None] if not isinstance(rows, list) else [row for row in rows if not _is_accuracy(row)]
     if rows is None or strange:
         raise InputError(
-            f"expected results with bits and accuracy in {path}, got {_short(strange[0])}; remove the damaged file and "
-            "run edgeq evaluate again"
+            f"expected results with bits and accuracy in {path}, got {shortened(strange[0])}; remove the damaged file "
+            "and run edgeq evaluate again"
         )
     return rows
 

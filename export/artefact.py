@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from edgeq import __version__
-from edgeq.errors import InputError
+from edgeq.errors import InputError, shortened
 
 from . import graphfile
 from .dialects import build, dialect
@@ -151,7 +151,7 @@ def _check_manifest(loaded: Artefact, certificate: bytes) -> None:
         )
     if wrong:
         raise InputError(
-            f"expected the {wrong[0]} of {GRAPH} in {loaded.path / MANIFEST}, got {_short(manifest[wrong[0]])}; the "
+            f"expected the {wrong[0]} of {GRAPH} in {loaded.path / MANIFEST}, got {shortened(manifest[wrong[0]])}; the "
             "artefact is damaged, export it again"
         )
     if manifest["target"] != made_for:
@@ -159,11 +159,6 @@ def _check_manifest(loaded: Artefact, certificate: bytes) -> None:
             f"expected the target {made_for!r} of {CERTIFICATE} in {loaded.path / MANIFEST}, got "
             f"{manifest['target']!r}; the artefact is damaged, export it again"
         )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:

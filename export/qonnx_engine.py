@@ -1,7 +1,7 @@
 """Models of the `qonnx` dialect in the qonnx package.
 
 Its `execute_onnx` walks through the operators and hands each to `execute_node`. Around that it checks shapes, order and
-types by searching all tensors for every operator, which takes a quarter of an hour for the 3,000 operators of a
+types by searching all tensors for every operator, which takes a quarter of an hour for the 2,300 operators of a
 DenseNet; here the walk is our own, and the operators are still the package's (the tests compare the two).
 
 `execute_node` makes one model per standard operator and runs it in ONNX Runtime, of the newest IR version that onnx can

@@ -9,7 +9,6 @@ from tyro.conf import Positional, arg
 from edgeq.cli.command import AbstractCommand, AllWidths, Document, Folder, MaybeData, MaybeFile, MaybeNumbers
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
-from edgeq.pixels import Pixels
 
 if TYPE_CHECKING:
     from edgeq.data import Dataset
@@ -115,7 +114,9 @@ class Calibrate(AbstractCommand):
                 "network takes pixels from 0 to 1, 0.485 0.456 0.406 and 0.229 0.224 0.225 for torchvision's weights"
             )
         if self.folder is None:
-            Pixels(self.mean, self.std).line(CHANNELS)
+            from edgeq.pixels import Pixels
+
+            Pixels(self.mean, self.std).check(CHANNELS)
         if self.images < 2:
             raise InputError(f"expected at least 2 images, got {self.images}; some hundred are enough")
 
@@ -145,6 +146,7 @@ class Calibrate(AbstractCommand):
     def _from_weights(self) -> "tuple[RunInfo, MultiBitNet, Dataset]":
         from edgeq.data import ImageFiles, load
         from edgeq.models import build
+        from edgeq.pixels import Pixels
         from edgeq.quant.convert import multibit
         from edgeq.quant.network import QuantConfig
         from edgeq.runs import RunInfo

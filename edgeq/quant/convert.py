@@ -256,7 +256,7 @@ class _Plan:
             learned=config.scales == "learned",
         )
         if op.args.get("affine"):
-            unit.is_norm = True
+            unit.is_affine = True
             for parameter in (unit.weight, *([] if unit.bias is None else [unit.bias])):
                 parameter.requires_grad_(False)
         return unit
@@ -294,9 +294,8 @@ def _seen(ops: tuple[Op, ...], pixels: Pixels, image_shape: tuple[int, int, int]
     channels = image_shape[0]
     gain, shift = torch.from_numpy(pixels.line(channels))
     layer = nn.Conv2d(channels, channels, 1, groups=channels)
-    with torch.no_grad():
-        layer.weight.copy_((gain / PIXEL_STEP).reshape(-1, 1, 1, 1))
-        layer.bias.copy_(shift + gain * PIXEL_ZERO)  # type: ignore[union-attr]
+    layer.weight = nn.Parameter((gain / PIXEL_STEP).float().reshape(-1, 1, 1, 1))
+    layer.bias = nn.Parameter((shift + gain * PIXEL_ZERO).float())
     name = free_name("pixels", {op.name for op in ops})
     first = Op(name, "conv", (IMAGE,), tuple(image_shape), module=layer, args={"affine": True, "pixels": True})
     rest = (replace(op, inputs=tuple(name if read == IMAGE else read for read in op.inputs)) for op in ops)

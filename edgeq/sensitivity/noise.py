@@ -43,7 +43,7 @@ class LayerNoise:
         weights: How many.
         macs: Multiplications for one image.
         end: Whether it is the first or the last layer, which keeps 8 bits by default.
-        is_norm: A stand-alone BatchNorm or what the network makes of pixels, which has 8 bits always.
+        is_affine: A stand-alone BatchNorm or what the network makes of pixels, which has 8 bits always.
         pixels: It reads the image, which has 8 bits always.
         weight_noise: Per number of bits, of its weights alone.
         code_noise: Per number of bits, of the codes that it reads alone.
@@ -53,7 +53,7 @@ class LayerNoise:
     weights: int
     macs: int
     end: bool
-    is_norm: bool
+    is_affine: bool
     pixels: bool
     weight_noise: dict[int, float] = field(default_factory=dict)
     code_noise: dict[int, float] = field(default_factory=dict)
@@ -154,12 +154,12 @@ class _Work:
     def result(self) -> tuple[LayerNoise, ...]:
         """Return what was measured."""
         names, home = list(self.layers), homes(self.net)
-        chosen = [name for name in names if not self.layers[name].is_norm]
+        chosen = [name for name in names if not self.layers[name].is_affine]
         found = []
         for name in names:
             unit, pixels = self.layers[name], home[self.inputs[name]] is None
             end = name in (chosen[0], chosen[-1])
-            layer = LayerNoise(name, unit.weight.numel(), self.macs[name], end, unit.is_norm, pixels)
+            layer = LayerNoise(name, unit.weight.numel(), self.macs[name], end, unit.is_affine, pixels)
             for b in self.bits:
                 layer.weight_noise[b] = self.noise["weights", name, b] / max(self.power, 1e-300)
                 layer.code_noise[b] = 0.0 if pixels else self.noise["codes", name, b] / max(self.power, 1e-300)

@@ -172,7 +172,7 @@ def nearest_setting(found: Plan) -> int:
 
 def _kept(edge_bits: int, ends: bool) -> Callable[[LayerNoise], Bits | None]:
     def keeps(layer: LayerNoise) -> Bits | None:
-        if layer.is_norm:
+        if layer.is_affine:
             return 8, 8
         return (edge_bits, 8) if layer.end and edge_bits and not ends else None
 

@@ -15,7 +15,7 @@ from edgeq.errors import InputError
 from edgeq.pixels import Pixels
 
 from ..graph import IntegerGraph
-from .build import Builder
+from .build import SPAN, Builder
 from .meaning import Codes, Grid, Pending, Weight
 from .operators import OPERATORS, attributes, clip_ends, refused
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import onnx
 
 
-LARGEST = 255  # of a byte's codes
 SMALLEST = 1e-30  # of an activation's scale: float32 reaches no further with full precision
 
 
@@ -257,7 +256,7 @@ class _Reader:
     def _quant(self, node: "onnx.NodeProto", inputs: list[Any]) -> Codes:
         source, scale, zero = inputs[0], _one_scale(node, inputs), _whole(node, np.asarray(inputs[2]))
         limits, offset = _quant_limits(node, inputs[3]), int(zero.reshape(-1)[0])
-        if limits[1] - limits[0] > LARGEST:
+        if limits[1] - limits[0] > SPAN:
             width = int(np.asarray(inputs[3]).reshape(-1)[0])
             raise refused(node, "2 to 8 bits for an activation", "train with them", str(width))
         return self._landed(source, Grid(scale, limits[0] - offset, limits[1] - offset), node.output[0])
