@@ -156,8 +156,10 @@ def _repeats(call: Callable[[], object], plan: Plan) -> int:
     """Warm a function up and return how many calls make one sample."""
     for _ in range(plan.warmup):
         call()
-    fastest = min(_sample(call, 1) for _ in range(3))
-    return max(1, round(SHORTEST_NS / max(fastest, 1)))
+    repeats = 1
+    while (fastest := min(_sample(call, repeats) for _ in range(3))) < SHORTEST_NS and repeats < SHORTEST_NS:
+        repeats = max(2 * repeats, min(10 * repeats, round(repeats * SHORTEST_NS / max(fastest, 1))))
+    return repeats
 
 
 def _rounds(

@@ -36,17 +36,26 @@ def test_every_function_is_called_once_a_round_in_an_order_that_changes_but_repe
     assert taken == rounds(3)
 
 
-def test_a_tiny_function_is_repeated_within_a_sample() -> None:
+def test_a_tiny_function_is_repeated_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the function and the reading of the clock move, so that a busy machine changes nothing."""
+    now = 0
     calls = 0
 
     def tiny() -> None:
-        nonlocal calls
-        calls += 1
+        nonlocal calls, now
+        calls, now = calls + 1, now + 130
 
+    def read() -> int:
+        nonlocal now
+        now += 50
+        return now
+
+    monkeypatch.setattr("edgeq.bench.timing.time.perf_counter_ns", read)
+    monkeypatch.setattr("edgeq.bench.timing.time.perf_counter", lambda: read() / 1e9)
     plan = Plan(seconds=1e-6, rounds=20, warmup=0, attempts=1, limit=1e9)
     result = measure({"tiny": tiny}, plan=plan)["tiny"]
-    assert calls > 10 * result.samples
-    assert result.p50_ms < 0.01
+    assert calls > 150 * result.samples
+    assert result.p50_ms == pytest.approx(130e-6, rel=0.01)
 
 
 def test_drift_widens_the_interval_although_single_samples_would_hide_it() -> None:
