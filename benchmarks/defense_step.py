@@ -82,7 +82,7 @@ class Step:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.objective(self.images, self.labels, BITS, (0, 0, self.taken, 0))["loss"]
         loss.backward()
-        update(self.objective.net, self.optimizer)
+        update(self.objective.net, self.optimizer, clip=self.objective.clip)
         self.taken += 1
         if self.device == "cuda":
             torch.cuda.synchronize()
@@ -96,7 +96,7 @@ def make(name: str, device: str, precision: str) -> Step:
     if isinstance(objective, (PatchATObjective, TriQDefObjective)):
         pool = PatchPool({6: torch.rand(10, 3, 6, 6)}, {6: torch.arange(10)}, EOT())
         objective.patcher.pool = pool if objective.patcher.choices.pooled else None
-        objective.prepare(Setting(9, 10, Path(), _no_images))
+        objective.prepare(Setting(9, 10, Path(), _no_images, BITS))
     return Step(objective, device, precision)
 
 

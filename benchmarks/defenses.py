@@ -9,12 +9,12 @@ width, on all jointly and on a tuned copy, at the seen size and two unseen ones.
 --work; finished runs are not trained again, half-finished ones go on, finished cells of an attack are kept, and what
 --out holds already counts as finished.
 
-Arms: `standard` (all widths in each step, as the others have them), `patch-at` (the control: the same patches without
-penalties), each penalty alone (`fdp`, `gpdp`), both without the curriculum (`no-bact`), all of it (`triqdef`), with
-shared BatchNorm (`triqdef-shared-bn`), with penalties above the similarity of different images only (`triqdef-
-excess`), and the strongest recipes: patches made per image in the step without and with the penalties (`online-at`,
-`combined`); `pbat` (a network per width), `dwq` (random-precision adversarial training), and `random-width`, which is
-`dwq` asked at a width drawn for each image.
+Arms: `standard`, `patch-at` (the control: the same patches without penalties), each penalty alone (`fdp`, `gpdp`),
+both without the curriculum (`no-bact`), all of it (`triqdef`), with shared BatchNorm (`triqdef-shared-bn`), with
+penalties above the similarity of different images only (`triqdef-excess`), and the strongest recipes: patches made per
+image in the step without and with the penalties (`online-at`, `combined`); `pbat` (a network per width), `dwq`
+(random-precision adversarial training), and `random-width`, which is `dwq` asked at a width drawn for each image.
+Pairs of widths take turns in all of them but `dwq` and `pbat`, which train one width a step by their nature.
 """
 
 import argparse
@@ -42,9 +42,15 @@ RANDOM = "random-width"
 POOL = Patches(sizes=(6,), copies=2)
 ONLINE = replace(POOL, online=1.0)
 SIGNS = TrainConfig(
-    data="signs:train=2560,test=1000", epochs=12, batch_size=64, lr=0.15, quant=QuantConfig(bits=BITS), patches=POOL
+    data="signs:train=2560,test=1000",
+    epochs=12,
+    batch_size=64,
+    lr=0.15,
+    quant=QuantConfig(bits=BITS),
+    patches=POOL,
+    turns=Turns(2),
 )
-CIFAR = TrainConfig(data="", epochs=8, lr=0.2, quant=QuantConfig(bits=BITS), patches=POOL)
+CIFAR = TrainConfig(data="", epochs=8, lr=0.2, quant=QuantConfig(bits=BITS), patches=POOL, turns=Turns(2))
 ATTACKS = ("located", "gap", "lavan", "lavan-universal", "patch-mono", "patch-texture")
 Json = dict[str, Any]  # Any: JSON
 
@@ -62,7 +68,7 @@ def arms(config: TrainConfig) -> dict[str, TrainConfig]:
     full = replace(config, defense="triqdef")
     shared = replace(config.quant, batchnorm="shared")
     found = {
-        "standard": replace(config, defense="standard", turns=Turns()),
+        "standard": replace(config, defense="standard"),
         "patch-at": replace(config, defense="patch-at"),
         "triqdef": full,
         "online-at": replace(config, defense="patch-at", patches=ONLINE),
@@ -72,11 +78,11 @@ def arms(config: TrainConfig) -> dict[str, TrainConfig]:
         "gpdp": replace(full, triqdef=TriQDef(lambda_fdp=0.0)),
         "no-bact": replace(full, curriculum=Curriculum(enabled=False)),
         "triqdef-shared-bn": replace(full, quant=shared),
-        "dwq": replace(config, defense="dwq"),
+        "dwq": replace(config, defense="dwq", turns=None),
     }
     for bits in BITS:
         alone = replace(config.quant, bits=(bits,))
-        found[f"pbat{bits}"] = replace(config, defense="pbat", quant=alone, patches=ONLINE)
+        found[f"pbat{bits}"] = replace(config, defense="pbat", quant=alone, patches=ONLINE, turns=None)
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from edgeq.attacks import GAP, Goal, Success, Surrogate, answers, pixels, success, surrogate
 from edgeq.attacks.patch import Placement, as_float, like, paste
-from edgeq.data import Split, load
+from edgeq.data import Split, holdout, load
 from edgeq.errors import InputError, require
 from edgeq.files import write_json
 from edgeq.runs import hardware, load_run, versions
@@ -140,7 +140,10 @@ def main() -> None:
         raise InputError(f"expected data in memory, got {info.data}; use signs or a folder of small images")
     net.requires_grad_(False)
     victim = surrogate(net, 32)
-    train, test = data.train.subset(torch.arange(args.images)), data.test.subset(torch.arange(args.test))
+    train, test = (  # drawn: folders have their classes in order
+        holdout(split, count, seed=0)[0] if count < len(split) else split
+        for split, count in ((data.train, args.images), (data.test, args.test))
+    )
     clean = answers(victim, test.images)
     rows, results = [], []
     for target in args.targets:

@@ -31,8 +31,16 @@ def make_optimizer(net: MultiBitNet, *, lr: float, weight_decay: float) -> torch
     return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
 
 
-def update(net: MultiBitNet, optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer step, and keep learned weight steps where all their codes can be used."""
+def update(net: MultiBitNet, optimizer: torch.optim.Optimizer, *, clip: float = 0.0) -> None:
+    """Let the optimizer step, and keep learned weight steps where all their codes can be used.
+
+    Args:
+        net: The network.
+        optimizer: Of its parameters, which have their gradients.
+        clip: Largest norm of all gradients together; a longer one is shortened. 0 for any.
+    """
+    if clip:
+        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
     optimizer.step()
     for unit in net.weighted().values():
         unit.bound_weight_steps()

@@ -49,3 +49,14 @@ def test_a_learned_weight_step_stays_where_codes_are_used() -> None:
     torch.testing.assert_close(step[1:], unit.weight.detach().flatten(1).abs().amax(1)[1:] / 63.5)
     torch.testing.assert_close(step[0], old[0])
     assert torch.equal(unit.weight_steps["2"], other)  # not in the step, not moved
+
+
+@pytest.mark.parametrize(("clip", "length"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
+def test_a_gradient_that_is_too_long_is_shortened_as_a_whole(clip: float, length: float) -> None:
+    net = multibit(build("resnet8", classes=10), bits=(8,))
+    unit = net.weighted()["conv"]
+    old, grad = unit.weight.detach().clone(), torch.randn(unit.weight.shape)
+    grad *= 5.0 / grad.norm()
+    unit.weight.grad = grad.clone()
+    update(net, make_optimizer(net, lr=0.1, weight_decay=0.0), clip=clip)
+    torch.testing.assert_close(unit.weight, old - 0.19 * grad * length / 5.0)

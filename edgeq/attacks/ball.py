@@ -4,6 +4,7 @@ x_{t+1} = clip(x_t + a_t sign(grad loss), x_0 - eps, x_0 + eps),   within [0, 1]
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +17,38 @@ from edgeq.errors import InputError
 Losses = Callable[[Tensor], Tensor]  # images in [0, 1] -> one loss for each
 
 
+class AbstractSearch(ABC):
+    """One search: the steps of `ascend`, one by one.
+
+    Attributes:
+        answer: What it has found so far.
+    """
+
+    answer: Tensor
+
+    @abstractmethod
+    def move(
+        self, x: Float[Tensor, "n c h w"], losses: Float[Tensor, " n"], grad: Float[Tensor, "n c h w"], t: int
+    ) -> Float[Tensor, "n c h w"]:
+        """Return the images of step t + 1, given the losses and their gradient at those of step t."""
+
+
+class AbstractWay(ABC):
+    """How a search goes.
+
+    Attributes:
+        steps: Gradient steps.
+    """
+
+    steps: int
+
+    @abstractmethod
+    def start(self, ball: "Ball") -> AbstractSearch:
+        """Return a search."""
+
+
 @dataclass(frozen=True)
-class Pace:
+class Pace(AbstractWay):
     """How fast, and how far.
 
     Attributes:
@@ -39,6 +70,30 @@ class Pace:
         """Return the size of step t, in units of eps."""
         return self.step * (0.5 + 0.5 * math.cos(math.pi * t / self.steps)) if self.decay else self.step
 
+    def start(self, ball: "Ball") -> "Steady":
+        """Return a search."""
+        return Steady(ball, self)
+
+
+class Steady(AbstractSearch):
+    """Steps as long as a pace says; the answer is the last.
+
+    Args:
+        ball: Where the images may go.
+        pace: How fast.
+    """
+
+    def __init__(self, ball: "Ball", pace: Pace) -> None:
+        self.ball, self.pace = ball, pace
+        self.answer = ball.centre
+
+    def move(
+        self, x: Float[Tensor, "n c h w"], losses: Float[Tensor, " n"], grad: Float[Tensor, "n c h w"], t: int
+    ) -> Float[Tensor, "n c h w"]:
+        """Return the images of step t + 1, given the gradient at those of step t."""
+        self.answer = self.ball.project(x + self.ball.eps * self.pace.at(t) * grad.sign())
+        return self.answer
+
 
 class Ball:
     """The images within eps (of 1) of some bytes."""
@@ -56,12 +111,18 @@ class Ball:
         return self.project(self.centre + self.eps * (2 * noise - 1))
 
 
-def ascend(losses: Losses, ball: Ball, pace: Pace, gen: torch.Generator) -> Float[Tensor, "n c h w"]:
-    """Climb each image's loss from a random start and return the last step's images."""
-    x = ball.random(gen)
-    for t in range(pace.steps):
-        x.requires_grad_()
-        with torch.enable_grad():
-            (grad,) = torch.autograd.grad(losses(x).sum(), (x,), materialize_grads=True)
-        x = ball.project(x.detach() + ball.eps * pace.at(t) * torch.nan_to_num(grad).sign())
-    return x
+def ascend(losses: Losses, ball: Ball, way: AbstractWay, gen: torch.Generator) -> Float[Tensor, "n c h w"]:
+    """Climb each image's loss from a random start and return what the search found."""
+    x, search = ball.random(gen), way.start(ball)
+    for t in range(way.steps):
+        x = search.move(x, *uphill(losses, x), t)
+    return search.answer
+
+
+def uphill(losses: Losses, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c h w"]]:
+    """Return each image's loss and its gradient, 0 where that is not a number."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        found = losses(x)
+        (grad,) = torch.autograd.grad(found.sum(), (x,), materialize_grads=True)
+    return found.detach(), torch.nan_to_num(grad)

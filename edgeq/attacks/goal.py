@@ -6,6 +6,10 @@ ensemble, over whose members every loss is a mean. All losses rise with the atta
     margin          untargeted  max_{j != y} z_j - z_y          targeted  z_t - max_{j != t} z_j
     cross-entropy   untargeted  -log p_y                        targeted  log p_t
     logits (LAVAN)  untargeted  max_{j != y} z_j - z_y          targeted  z_t - z_y
+    dlr             untargeted  the margin / (z_1 - z_3)        targeted  (z_t - z_y) / (z_1 - (z_3 + z_4) / 2)
+
+with z_1, z_3 and z_4 the largest, third and fourth logit (Croce and Hein, arXiv 2003.01690): dlr does not change with
+the scale of the logits. With two classes nothing is left of that, and it is the margin.
 
 In an ensemble a margin m counts as -softplus(-m), so that a member which is fooled already stops pulling.
 """
@@ -21,8 +25,9 @@ from torch import Tensor
 
 from edgeq.errors import InputError
 
+TINY = 1e-12
 Victim = Callable[[Tensor], Tensor]
-Loss = Literal["margin", "cross-entropy", "logits"]
+Loss = Literal["margin", "cross-entropy", "logits", "dlr"]
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,20 @@ class Goal:
             wanted = self.labels if self.targets is None else self.targets
             logs = _pick(F.log_softmax(logits, -1), wanted)
             return _over_members(-logs if self.targets is None else logs)
+        if kind == "dlr" and logits.shape[-1] > 2:
+            return _over_members(self._ratio(logits))
         if kind == "logits" and self.targets is not None:
             margins = _pick(logits, self.targets) - _pick(logits, self.labels)
         else:
             margins = self.margins(logits)
         return margins if logits.dim() == 2 else _over_members(-F.softplus(-margins))
+
+    def _ratio(self, logits: Float[Tensor, "*members n classes"]) -> Float[Tensor, "*members n"]:
+        first, _, third, *rest = logits.topk(min(4, logits.shape[-1]), -1).values.unbind(-1)
+        if self.targets is None:
+            return self.margins(logits) / (first - third).clamp_min(TINY)
+        gain = _pick(logits, self.targets) - _pick(logits, self.labels)
+        return gain / (first - (third + (rest or [third])[0]) / 2).clamp_min(TINY)
 
     def margins(self, logits: Float[Tensor, "*members n classes"]) -> Float[Tensor, "*members n"]:
         """Return the margin of each member and image; positive where the goal is reached."""

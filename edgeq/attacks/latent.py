@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
-from edgeq.attacks.ball import Ball, Losses, Pace, ascend
+from edgeq.attacks.ball import Ball, Losses, ascend
 from edgeq.attacks.pipeline import Effort
 from edgeq.data.seeds import generator
 from edgeq.errors import InputError
@@ -120,7 +120,7 @@ def attack_autoencoder(
         images: Bytes, on the model's device.
         labels: Their classes.
         eps: Largest change of a pixel, in 1/255.
-        effort: How hard: its steps, starts and batch size.
+        effort: How hard: its steps, ascent, starts and batch size.
         seed: Decides the starts and the targets.
     """
     check_way(way, labels)
@@ -151,7 +151,7 @@ def _strongest(losses: Losses, ball: Ball, effort: Effort, gen: torch.Generator)
     best = to_bytes(ball.centre)
     highest = torch.full((len(best),), -torch.inf, device=best.device)
     for _ in range(effort.starts):
-        found = to_bytes(ascend(losses, ball, Pace(effort.steps), gen))
+        found = to_bytes(ascend(losses, ball, effort.way, gen))
         with torch.no_grad():
             reached = losses(found)
         best[reached > highest] = found[reached > highest]

@@ -2,6 +2,7 @@
 
 Each stands against its own attacker, who knows it; a smoothed one also against the attacks made on its start.
 Each row has, of the images redrawn under attack against the clean ones, `mse` (of pixels in [0, 1]), `psnr`, `ssim`;
+with weights for them `lpips` and `fid`;
 `moved`, how far the latents went, |E(x') - E(x)|, in units of the clean latents' spread; and `left`, |E(x') - t| /
 |E(x) - t|, how much of the way to the target remains. `worst` takes for each image the attack that hurts most.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from edgeq.attacks.latent import LATENT_WAYS, TARGETED, Autoencoder, attack_autoencoder, check_way, target
 from edgeq.attacks.pipeline_report import Assault
+from edgeq.purifiers.deep_metrics import DeepMetrics
 from edgeq.purifiers.metrics import PERFECT, psnr, ssim
 
 BEYOND = 1.05  # two attacks that find the same optimum differ by less
@@ -27,6 +29,7 @@ def latents_withstood(
     labels: Int64[Tensor, " n"],
     assault: Assault,
     *,
+    deep: DeepMetrics | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Attack every model in every way at every eps and return the JSON object; see the module docstring.
@@ -36,13 +39,14 @@ def latents_withstood(
         images: Bytes, on the models' device.
         labels: Their classes.
         assault: What is tried; its ways out of LATENT_WAYS.
+        deep: LPIPS and FID, where they are asked for.
         progress: Called with a line before each attack.
     """
     ways = assault.ways or LATENT_WAYS
     for way in ways:
         check_way(way, labels)
     first = next(iter(models))
-    seen = {name: _Scene(model, images, labels, assault.seed) for name, model in models.items()}
+    seen = {name: _Scene(model, images, labels, assault.seed, deep or DeepMetrics()) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
     worst: list[dict[str, Any]] = []
     for eps in sorted(set(assault.eps)):
@@ -73,6 +77,7 @@ class _Scene:
     images: UInt8[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     seed: int
+    deep: DeepMetrics
 
     @torch.no_grad()
     def drawn(self, moved: UInt8[Tensor, "n c h w"]) -> tuple[dict[str, float], Float[Tensor, " n"]]:
@@ -80,7 +85,7 @@ class _Scene:
         clean, redrawn = self.images / 255.0, self.model.redraw(moved)
         error = (redrawn - clean).square().flatten(1).mean(1)
         row = {"mse": error, "psnr": psnr(clean, redrawn), "ssim": ssim(clean, redrawn)}
-        return {name: float(value.mean()) for name, value in row.items()}, error
+        return {name: float(value.mean()) for name, value in row.items()} | self.deep.of(clean, redrawn), error
 
     @torch.no_grad()
     def measured(self, way: str, moved: UInt8[Tensor, "n c h w"]) -> tuple[dict[str, float], Float[Tensor, " n"]]:

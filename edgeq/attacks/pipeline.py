@@ -9,28 +9,38 @@ is attacked in several ways, and counts as withstood only if none of them wins:
     eot        PGD, gradients averaged over fresh draws of the noise
     fixed      PGD on the deployed draws themselves: for a device whose seed is known
     transfer   PGD on the bare classifier
+    fab        the nearest image over a boundary, step by step (`edgeq.attacks.fab`), a start for each wrong class
     square     no gradients: random squares of +-eps, kept where the margin grows (Andriushchenko et al. 2020)
+
+(what they mean for a shield: `edgeq.purifiers.shielded`)
 
     x_{t+1} = clip(x_t + a_t sign(grad loss), x_0 - eps, x_0 + eps),   a_t = eps / 4, falling along a half cosine
 
-The first start climbs the margin, the second the cross-entropy, and so on in turn. What is judged are bytes.
+The first start climbs the margin, the second the cross-entropy, and so on in turn. With the ascent `auto` it is
+AutoAttack's (`autopgd`): the first start climbs the cross-entropy, each of the others the DLR loss, towards the wrong
+class that comes next in the clean answer, or under noise towards any (its `rand` version, which has no `fab` either).
+What is judged are bytes. An image that the pipeline was seen to name wrongly is not attacked again, where it always
+answers the same.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
-from edgeq.attacks.ball import Ball, Pace
+from edgeq.attacks.autopgd import Auto
+from edgeq.attacks.ball import AbstractWay, Ball, Pace, uphill
 from edgeq.attacks.base import VANISHED
+from edgeq.attacks.fab import fab
 from edgeq.attacks.goal import Goal, Loss, Victim, check_goal
 from edgeq.data.seeds import generator
 from edgeq.errors import InputError
-from edgeq.purifiers.base import AbstractPurifier, Draw, Purified, to_bytes
+from edgeq.purifiers.base import Draw, to_bytes
+from edgeq.purifiers.deployed import AbstractDeployed, Look
 
-WAYS = ("straight", "soft", "identity", "eot", "fixed", "transfer", "square")
 LOSSES: tuple[Loss, ...] = ("margin", "cross-entropy")
 
 
@@ -43,6 +53,7 @@ class Effort:
         starts: Random starts.
         eot: Draws averaged in a step of `eot`.
         queries: Questions of `square` per image.
+        ascent: "pgd", or "auto" for Auto-PGD.
         warm: Temperature of `soft` at the start, in units of squared distances to codewords.
         cold: Temperature of `soft` at the end.
         batch_size: Images at once.
@@ -52,6 +63,7 @@ class Effort:
     starts: int = 2
     eot: int = 20
     queries: int = 2000
+    ascent: Literal["pgd", "auto"] = "pgd"
     warm: float = 2.0
     cold: float = 0.1  # colder, the mixture is a codeword and its gradient zero
     batch_size: int = 100
@@ -60,8 +72,15 @@ class Effort:
         """Check the ranges."""
         if min(self.steps, self.starts, self.eot, self.queries, self.batch_size) < 1:
             raise InputError(f"expected positive numbers of steps, starts, eot, queries and batch_size, got {self}")
+        if self.ascent not in ("pgd", "auto"):
+            raise InputError(f"expected the ascent pgd or auto, got {self.ascent!r}; choose one of them")
         if not 0 < self.cold <= self.warm < math.inf:
             raise InputError(f"expected 0 < cold <= warm, got {self.cold} and {self.warm}; soft cools down")
+
+    @property
+    def way(self) -> AbstractWay:
+        """How the gradient steps go."""
+        return Auto(self.steps) if self.ascent == "auto" else Pace(self.steps)
 
 
 @dataclass(frozen=True)
@@ -77,15 +96,9 @@ class Attacked:
     flat: float
 
 
-def ways_for(purifier: AbstractPurifier) -> tuple[str, ...]:
-    """Return the ways that mean something for a purifier: `soft` needs codewords, `eot` and `fixed` need noise."""
-    idle = (() if purifier.codewords else ("soft",)) + (() if purifier.stochastic else ("eot", "fixed"))
-    return tuple(way for way in WAYS if way not in idle)
-
-
 def attack_pipeline(
     way: str,
-    deployed: Purified,
+    deployed: AbstractDeployed,
     images: UInt8[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
     *,
@@ -96,35 +109,34 @@ def attack_pipeline(
     """Attack bytes in one way.
 
     Args:
-        way: One of `ways_for(deployed.purifier)`.
+        way: One of `deployed.ways`.
         deployed: The pipeline.
-        images: Bytes, on the purifier's device.
+        images: Bytes, on the pipeline's device.
         labels: Their classes.
         eps: Largest change of a pixel, in 1/255.
         effort: How hard.
         seed: Decides the starts and the attacker's draws.
     """
-    if way not in ways_for(deployed.purifier):
-        raise InputError(f"expected an attack out of {', '.join(ways_for(deployed.purifier))}, got {way!r}")
+    if way not in deployed.ways:
+        raise InputError(f"expected an attack out of {', '.join(deployed.ways)}, got {way!r}; choose one of them")
     if not 1 <= eps <= 255:
         raise InputError(f"expected eps from 1 to 255 (of 255), got {eps}; choose another")
     check_goal(Goal(labels), images)
     parts = []
     for number, (x, y) in enumerate(zip(images.split(effort.batch_size), labels.split(effort.batch_size), strict=True)):
-        ball = Ball(x, eps / 255)
         key = f"{way} {eps} {seed} {number}"
         gen = generator("pipeline", key)
         if way == "square":
-            parts.append(Attacked(_square(deployed, ball, Goal(y), effort.queries, gen), 0.0))
+            parts.append(Attacked(_square(deployed, Ball(x, eps / 255), Goal(y), effort.queries, gen), 0.0))
         else:
-            parts.append(_starts(_Climber(way, deployed, Goal(y), effort, key), ball, gen))
+            parts.append(_starts(_Climber(way, deployed, y, effort, key), x, eps / 255, gen))
     flat = sum(p.flat * len(p.images) for p in parts) / len(images)
     return Attacked(torch.cat([p.images for p in parts]), flat)
 
 
 @torch.no_grad()
 def right(
-    deployed: Purified, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, batch_size: int = 250
+    deployed: AbstractDeployed, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, batch_size: int = 250
 ) -> Bool[Tensor, " n"]:
     """Return which images the pipeline names rightly."""
     pairs = zip(images.split(batch_size), labels.split(batch_size), strict=True)
@@ -134,85 +146,99 @@ def right(
 class _Climber:
     """The victim that one way differentiates, step by step, and the one that chooses among its iterates."""
 
-    def __init__(self, way: str, deployed: Purified, goal: Goal, effort: Effort, key: str) -> None:
-        self.way, self.deployed, self.goal, self.effort = way, deployed, goal, effort
+    def __init__(
+        self, way: str, deployed: AbstractDeployed, labels: Int64[Tensor, " n"], effort: Effort, key: str
+    ) -> None:
+        self.way, self.deployed, self.labels, self.effort = way, deployed, labels, effort
         self.seed = generator("attacker's draws", key).initial_seed()
 
     def view(self, start: int, t: int) -> Victim:
         """Return what is differentiated at step t."""
-        deployed, effort = self.deployed, self.effort
-        draw = Draw((self.seed, start, t), shared=False)
-        if self.way == "transfer":
-            return deployed.victim
-        if self.way == "fixed" or not deployed.purifier.stochastic:
-            view = deployed
-        else:
-            view = replace(deployed, samples=effort.eot if self.way == "eot" else 1, draw=draw)
-        if self.way == "soft":
-            cooled = effort.warm * (effort.cold / effort.warm) ** (t / max(effort.steps - 1, 1))
-            return replace(view, temperature=cooled)
-        return _identity(view) if self.way == "identity" else view
+        effort = self.effort
+        cooled = effort.warm * (effort.cold / effort.warm) ** (t / max(effort.steps - 1, 1))
+        return self.deployed.seen(Look(self.way, Draw((self.seed, start, t), shared=False), effort.eot, cooled))
+
+    def aim(self, start: int, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> tuple[Goal, Loss]:
+        """Return what a start climbs."""
+        if self.effort.ascent == "pgd":
+            return Goal(labels), LOSSES[start % len(LOSSES)]
+        if not start:
+            return Goal(labels), "cross-entropy"
+        if self.deployed.stochastic:
+            return Goal(labels), "dlr"
+        return Goal(labels, self.wrong(start - 1, images, labels)), "dlr"
+
+    @torch.no_grad()
+    def wrong(self, place: int, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        """Return each image's likeliest wrong class, or the one that many places behind it, round and round."""
+        order = self.deployed(images).scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
+        return order[:, place % order.shape[1]]
 
     @property
     def chooses(self) -> bool:
         """Whether the attacker asks the pipeline which iterate is best; under noise one answer says little."""
-        return self.way == "fixed" or (not self.deployed.purifier.stochastic and self.way != "transfer")
+        return self.way == "fixed" or (not self.deployed.stochastic and self.way != "transfer")
 
 
-def _identity(view: Purified) -> Victim:
-    """Return the pipeline whose purifier has derivative 1."""
-
-    def victim(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            cleaned = view.purified(x, 0)
-        return view.victim(x + (cleaned - x).detach())
-
-    return victim
-
-
-def _starts(climber: _Climber, ball: Ball, gen: torch.Generator) -> Attacked:
+def _starts(climber: _Climber, images: UInt8[Tensor, "n c h w"], eps: float, gen: torch.Generator) -> Attacked:
     """Climb from several starts and keep the end that the pipeline does worst on, image by image."""
-    best = to_bytes(ball.centre)
+    best, labels = images.clone(), climber.labels
     rank = torch.full((len(best),), -torch.inf, dtype=torch.float64, device=best.device)
-    flats = []
+    flat, tried = 0.0, 0
     for start in range(climber.effort.starts):
-        found, flat = _climb(climber, ball, start, gen)
-        flats.append(flat)
+        todo = torch.arange(len(best), device=best.device)
+        if climber.chooses and start:
+            with torch.no_grad():
+                named = Goal(labels).reached(climber.deployed(best))
+            todo = todo[~named.reshape(-1, len(best)).all(0)]
+        if not len(todo):
+            break
+        goal = Goal(labels[todo])
+        found, vanished = _climb(climber, start, images[todo], labels[todo], eps, gen)
+        flat, tried = flat + vanished * len(todo), tried + len(todo)
         with torch.no_grad():
             # under noise with the attacker's own draws: those of the device are not known
-            asked = replace(climber.deployed, draw=climber.deployed.draw if climber.chooses else Draw(start, False))
-            new = climber.goal.rank(asked(found))
-        best[new > rank] = found[new > rank]
-        rank = torch.maximum(rank, new)
-    return Attacked(best, sum(flats) / len(flats))
+            asked = climber.deployed.drawn(climber.deployed.draw if climber.chooses else Draw(start, False))
+            new = goal.rank(asked(found))
+        better = new > rank[todo]
+        best[todo[better]], rank[todo[better]] = found[better], new[better]
+    return Attacked(best, flat / tried)
 
 
-def _climb(climber: _Climber, ball: Ball, start: int, gen: torch.Generator) -> tuple[UInt8[Tensor, "n c h w"], float]:
-    """Return the best iterate of one start (the last, if none can be told) and the fraction of vanished gradients."""
-    goal, loss = climber.goal, LOSSES[start % len(LOSSES)]
-    x, flats, pace = ball.random(gen), [], Pace(climber.effort.steps)
+def _climb(
+    climber: _Climber,
+    start: int,
+    images: UInt8[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    eps: float,
+    gen: torch.Generator,
+) -> tuple[UInt8[Tensor, "n c h w"], float]:
+    """Return the best iterate of one start and the fraction of vanished gradients."""
+    ball = Ball(images, eps)
+    if climber.way == "fab":
+        targets = climber.wrong(start, images, labels)
+        return fab(climber.deployed, ball, labels, targets, steps=climber.effort.steps)
+    aim, loss = climber.aim(start, images, labels)
+    x, flats, search = ball.random(gen), [], climber.effort.way.start(ball)
     best, rank = to_bytes(x), torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
     for t in range(climber.effort.steps):
-        x.requires_grad_()
-        with torch.enable_grad():
-            losses = goal.loss(climber.view(start, t)(x), loss)
-            (grad,) = torch.autograd.grad(losses.sum(), (x,), materialize_grads=True)
-        strongest = grad.flatten(1).abs().amax(1)
-        flats.append(float((~(strongest > VANISHED)).float().mean()))
-        x = ball.project(x.detach() + ball.eps * pace.at(t) * torch.nan_to_num(grad).sign())
-        sent = to_bytes(x)
+        view = climber.view(start, t)
+        losses, grad = uphill(lambda x, view=view: aim.loss(view(x), loss), x)
+        flats.append(float((~(grad.flatten(1).abs().amax(1) > VANISHED)).float().mean()))
+        x = search.move(x, losses, grad, t)
         if climber.chooses:
+            sent = to_bytes(x)
             with torch.no_grad():
-                new = goal.rank(climber.deployed(sent))
+                new = Goal(labels).rank(climber.deployed(sent))
             best[new > rank] = sent[new > rank]
             rank = torch.maximum(rank, new)
-        else:
-            best = sent
-    return best, sum(flats) / len(flats)
+    return best if climber.chooses else to_bytes(search.answer), sum(flats) / len(flats)
 
 
 @torch.no_grad()
-def _square(deployed: Purified, ball: Ball, goal: Goal, queries: int, gen: torch.Generator) -> UInt8[Tensor, "n c h w"]:
+def _square(
+    deployed: AbstractDeployed, ball: Ball, goal: Goal, queries: int, gen: torch.Generator
+) -> UInt8[Tensor, "n c h w"]:
     """Search by answers alone: one square of +-eps per image and question, kept where the margin grows."""
     n, c, h, w = ball.centre.shape
     device = ball.centre.device

@@ -10,19 +10,23 @@ straight-through one beyond chance, more eps does not hurt more, or not even 64/
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from edgeq.attacks.ball import Ball, Pace, ascend
 from edgeq.attacks.checks import FEW, check_blackbox, check_growth
-from edgeq.attacks.pipeline import Attacked, Effort, attack_pipeline, right, ways_for
+from edgeq.attacks.goal import Goal
+from edgeq.attacks.pipeline import Attacked, Effort, attack_pipeline, right
 from edgeq.attacks.success import Success, wilson
+from edgeq.data.seeds import generator
 from edgeq.errors import InputError
-from edgeq.purifiers.base import AbstractPurifier, Draw, Purified
-from edgeq.purifiers.purevq import PureVQPurifier
+from edgeq.purifiers.base import AbstractPurifier, Draw
+from edgeq.purifiers.deployed import AbstractDeployed, Purified
+from edgeq.purifiers.shielded import BRANCHES
 
 EPS = (2, 4, 8, 16, 32, 64)
 BROUGHT_DOWN = 0.05  # what may be left at an eps at which nothing of an image need be left
@@ -53,7 +57,7 @@ class Assault:
 
 
 def withstood(
-    deployed: Purified,
+    deployed: AbstractDeployed,
     images: UInt8[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
     assault: Assault,
@@ -64,18 +68,16 @@ def withstood(
 
     Args:
         deployed: The pipeline; a stochastic purifier is judged on fresh draws, the way `fixed` on the pipeline's own.
-        images: Bytes, on the purifier's device.
+        images: Bytes, on the pipeline's device.
         labels: Their classes.
         assault: What is tried.
         progress: Called with a line before each attack.
     """
-    ways = assault.ways or ways_for(deployed.purifier)
-    unknown = [way for way in ways if way not in ways_for(deployed.purifier)]
+    ways = assault.ways or deployed.ways
+    unknown = [way for way in ways if way not in deployed.ways]
     if unknown:
-        raise InputError(f"expected attacks out of {', '.join(ways_for(deployed.purifier))}, got {unknown[0]!r}")
-    judge = deployed
-    if deployed.purifier.stochastic:
-        judge = replace(deployed, draw=Draw((JUDGE, assault.seed), shared=False))
+        raise InputError(f"expected attacks out of {', '.join(deployed.ways)}, got {unknown[0]!r}; choose some of them")
+    judge = deployed.drawn(Draw((JUDGE, assault.seed), shared=False)) if deployed.stochastic else deployed
     clean = right(judge, images, labels)
     clean_fixed = right(deployed, images, labels)
     rows = []
@@ -105,8 +107,29 @@ def withstood(
     }
 
 
+def published_accuracy(
+    deployed: AbstractDeployed, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], assault: Assault
+) -> dict[int, dict[str, Any]]:
+    """Return at each eps what is right under the one attack by which such defences are usually judged.
+
+    PGD on the cross-entropy, straight through, steps of eps / 4, one random start, the last iterate, in float32.
+    """
+    found = {}
+    for eps in sorted(set(assault.eps)):
+        masks = []
+        size = assault.effort.batch_size
+        for number, (x, y) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
+            goal, gen = Goal(y), generator("published", f"{eps} {assault.seed} {number}")
+            pace = Pace(assault.effort.steps, decay=False)
+            worst = ascend(lambda z, goal=goal: goal.loss(deployed(z), "cross-entropy"), Ball(x, eps / 255), pace, gen)
+            with torch.no_grad():
+                masks.append((deployed(worst).argmax(1) == y) & (deployed(x).argmax(1) == y))
+        found[eps] = _rate(torch.cat(masks))
+    return found
+
+
 def bare_accuracy(
-    deployed: Purified, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], assault: Assault
+    deployed: AbstractDeployed, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], assault: Assault
 ) -> dict[int, dict[str, Any]]:
     """Return at each eps what the classifier without its purifier withstands, by PGD on it."""
     alone, found = Purified(_Nothing(), deployed.victim), {}
@@ -149,19 +172,18 @@ def _cell(still: Bool[Tensor, " n"], before: Bool[Tensor, " n"], found: Attacked
 
 
 @torch.no_grad()
-def _movement(deployed: Purified, images: UInt8[Tensor, "n c h w"], found: Attacked) -> dict[str, float]:
-    """Return how much of the perturbation survives, |P(x + d) - P(x)| / |d|, and the share of codes that change."""
-    purifier = deployed.purifier
-    moved = [
-        (purifier(b) - purifier(a)).norm() ** 2 for a, b in zip(images.split(250), found.images.split(250), strict=True)
-    ]
-    size = (found.images.float() - images.float()).norm() / 255
-    body = {"survival": float((torch.stack(moved).sum().sqrt() / size.clamp(min=1e-12)).clamp(max=1e6))}
-    if isinstance(purifier, PureVQPurifier):
-        pairs = zip(images.split(250), found.images.split(250), strict=True)
-        flips = [(purifier.indices(a) != purifier.indices(b)).float().mean((1, 2)) for a, b in pairs]
-        body["code_flip"] = float(torch.cat(flips).mean())
-    return body
+def _movement(deployed: AbstractDeployed, images: UInt8[Tensor, "n c h w"], found: Attacked) -> dict[str, float]:
+    """Return how much of a perturbation passes the bottleneck, |P(x + d) - P(x)| / |d|, and the share of new codes."""
+    sizes, flips = [], []
+    for a, b in zip(images.split(250), found.images.split(250), strict=True):
+        clean, attacked = deployed.inside(a), deployed.inside(b)
+        pairs = ((clean.before, attacked.before), (clean.after, attacked.after))
+        sizes.append(torch.stack([(y - x).norm() ** 2 for x, y in pairs]))
+        if clean.codes is not None and attacked.codes is not None:
+            flips.append((clean.codes != attacked.codes).float().mean((1, 2)))
+    before, after = torch.stack(sizes).sum(0).sqrt()
+    body = {"survival": float((after / before.clamp(min=1e-12)).clamp(max=1e6))}
+    return body | ({"code_flip": float(torch.cat(flips).mean())} if flips else {})
 
 
 def _warnings(rows: list[dict[str, Any]]) -> list[str]:
@@ -179,7 +201,7 @@ def _warnings(rows: list[dict[str, Any]]) -> list[str]:
         white = [ways[w] for w in ("straight", "soft", "eot") if w in ways]
         if white:
             best = max(white, key=lambda s: s.rate)
-            for crude in ("square", "transfer", "identity"):
+            for crude in ("square", "transfer", "identity", *BRANCHES):
                 if crude in ways:
                     found += check_blackbox(best, ways[crude], name=f"{name}, {crude} against true gradients")
     for way in rows[0]["ways"]:

@@ -32,6 +32,7 @@ class Setting:
         epochs: All of them.
         folder: The run folder.
         images: Gives so many training images, not augmented, on the network's device; always the same ones.
+        active: The widths that train in the epoch.
         main: Whether this process writes files.
         wait: Returns when all processes have called it.
         interrupt: Raises where the user wants to stop.
@@ -41,6 +42,7 @@ class Setting:
     epochs: int
     folder: Path
     images: Callable[[int], Split]
+    active: tuple[int, ...]
     main: bool = True
     wait: Callable[[], None] = lambda: None
     interrupt: Callable[[], None] = lambda: None
@@ -53,6 +55,8 @@ class AbstractObjective(nn.Module, ABC):
         net: The network in training.
         turns: Which widths a step has.
     """
+
+    clip: float = 0.0  # largest norm of a step's gradient; 0 for any
 
     def __init__(self, net: MultiBitNet, turns: Turns = ALL) -> None:
         super().__init__()

@@ -15,6 +15,11 @@ What it costs is nearly all GPDP's double backward, so:
 * penalties are estimated on a share of the patched images (half, by default);
 * `pairs` compares so many random pairs of widths a step instead of all, and takes gradients at their widths alone.
   The expected penalty is that of all pairs. Where pairs take turns (`Turns`), a step has no other widths at all.
+
+Two things keep it from falling apart. A double backward's gradient is now and then ten times its usual size, and one
+such step ruins a network whose statistics are frozen: `clip` bounds it. And where widths take turns, the running
+statistics that the input gradients see would lag behind weights that move at every step: each width's move faster, so
+that they forget as much per step as if it were in all of them.
 """
 
 from dataclasses import dataclass, field
@@ -22,19 +27,22 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeq.attacks import surrogate
 from edgeq.attacks.patch import as_float
 from edgeq.data.seeds import generator
-from edgeq.defenses.base import NO_KEY, Key, Losses
+from edgeq.defenses.base import NO_KEY, Key, Losses, Setting
 from edgeq.defenses.patch_at import cross_entropies
 from edgeq.defenses.patches import AbstractPatchedObjective, Patches
 from edgeq.defenses.turns import ALL, Turns
 from edgeq.errors import InputError
 from edgeq.perceptual import Alignment, all_pairs, fdp, feature_taps, gpdp, sample_pairs
+from edgeq.quant.batchnorm import SHARED
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
+
+MOMENTUM = 0.1  # of running statistics, per step
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class TriQDef:
         share: Share of the patched images that the penalties are computed on.
         taps: Steps of the network whose features are compared; the ends of its early and middle stages by default.
         alignment: What counts as alike.
+        clip: Largest norm of a step's gradient, all weights together; 0 for any.
     """
 
     lambda_fdp: float = 0.8
@@ -56,6 +65,7 @@ class TriQDef:
     share: float = 0.5
     taps: tuple[str, ...] = ()
     alignment: Alignment = field(default_factory=Alignment)
+    clip: float = 3.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -66,6 +76,8 @@ class TriQDef:
             )
         if self.pairs < 0:
             raise InputError(f"expected pairs of 1 or more, or 0 for all of them, got {self.pairs}")
+        if not 0.0 <= self.clip < float("inf"):
+            raise InputError(f"expected clip of 0 (none) or more, got {self.clip}; 3 is usual")
         if not 0.0 < self.share <= 1.0:
             raise InputError(f"expected share above 0 and up to 1 (of the patched images), got {self.share}")
 
@@ -78,7 +90,16 @@ class TriQDefObjective(AbstractPatchedObjective):
     ) -> None:
         super().__init__(net, patches, turns, label_smoothing=label_smoothing)
         self.choices = choices
+        self.clip = choices.clip
         self.taps: tuple[str, ...] = feature_taps(net, choices.taps) if choices.lambda_fdp else ()
+
+    def prepare(self, setting: Setting) -> None:
+        """Make or open the pool, and let running statistics keep up."""
+        super().prepare(setting)
+        share = self.turns.share(setting.active)
+        for name, norm in self.net.named_modules():
+            if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and not name.endswith(SHARED):
+                norm.momentum = 1.0 - (1.0 - MOMENTUM) ** (1.0 / share)
 
     def forward(
         self,

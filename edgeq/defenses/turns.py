@@ -48,6 +48,10 @@ class Turns:
         """Tell whether every step has all widths."""
         return self.widths == 0 or self.widths >= len(active)
 
+    def share(self, active: tuple[int, ...]) -> float:
+        """Return in which share of the steps a width is, on average."""
+        return 1.0 if self.all_at_once(active) else self.widths / len(active)
+
     def drawn(self, active: tuple[int, ...], key: tuple[int, int, int, int]) -> tuple[int, ...]:
         """Return the widths of the step with this key (seed, epoch, batch, process); the same in every process."""
         groups = self._groups(active)

@@ -34,6 +34,28 @@ def test_cross_entropy_rises_with_success() -> None:
     torch.testing.assert_close(towards, LOGITS.log_softmax(1)[:, 1])
 
 
+FOUR = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 2.5, 2.0, 1.0], [1.0, 5.0, 4.0, 4.5]])
+
+
+def test_the_logit_ratio_is_the_margin_over_the_spread_of_the_largest() -> None:
+    expected = torch.tensor([-2.0 / 3.0, 0.5 / 1.5, -0.5 / 1.0])
+    torch.testing.assert_close(Goal(LABELS).loss(FOUR, "dlr"), expected)
+    towards = torch.tensor([-2.0 / 3.5, (2.5 - 2.0) / (2.5 - 0.5), 0.0])
+    torch.testing.assert_close(Goal.towards(LABELS, 1).loss(FOUR, "dlr"), towards)
+
+
+@pytest.mark.parametrize("targets", [None, torch.tensor([1, 0, 2])])
+@pytest.mark.parametrize("logits", [FOUR, LOGITS])
+def test_the_logit_ratio_hangs_neither_on_scale_nor_on_shift(logits: torch.Tensor, targets: torch.Tensor) -> None:
+    goal = Goal(LABELS, targets)
+    torch.testing.assert_close(goal.loss(100 * logits - 7, "dlr"), goal.loss(logits, "dlr"), rtol=1e-4, atol=1e-5)
+
+
+def test_the_logit_ratio_of_two_classes_is_the_margin() -> None:
+    goal = Goal(torch.tensor([0, 0, 1]))
+    assert torch.equal(goal.loss(LOGITS[:, :2], "dlr"), goal.margins(LOGITS[:, :2]))
+
+
 def test_an_ensemble_counts_fooled_members_first() -> None:
     goal = Goal(torch.tensor([0, 0]))
     both = torch.tensor([[[1.0, 1.1], [0.0, 90.0]], [[1.0, 1.1], [5.0, 4.9]]])

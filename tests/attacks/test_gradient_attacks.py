@@ -1,12 +1,13 @@
 """Attacks by gradient on victims whose best patch is known."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from edgeq.attacks.base import AbstractPatchAttack, Ascent
+from edgeq.attacks.base import AbstractPatchAttack, Ascent, climb
 from edgeq.attacks.eot import pixels
 from edgeq.attacks.gap import GAP
 from edgeq.attacks.goal import Goal
@@ -198,3 +199,31 @@ def test_progress_is_called_once_a_step(net: MultiBitNet) -> None:
 def test_wrong_choices_are_refused(wrong) -> None:
     with pytest.raises((InputError, TypeError)):
         wrong()
+
+
+def _directions(ascent: Ascent, slopes: list[float]) -> list[float]:
+    """Return how a grey pixel moves where the loss has these slopes, one a step."""
+    patch = torch.full((1, 1, 1, 1), 0.5)
+    seen: list[float] = []
+
+    def score(variable: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(float(variable.detach()))
+        return (slopes[t] * variable).flatten(1).sum(1), variable
+
+    seen.append(float(climb(patch, score, ascent).patch))
+    return [round(b - a, 4) for a, b in pairwise(seen)]
+
+
+def test_momentum_outvotes_one_batch_and_not_two() -> None:
+    steps = Ascent(steps=4, step=0.01, rule="sign", momentum=0.9)
+    assert _directions(steps, [1.0, -5.0, -5.0, -5.0]) == [0.01, -0.01, -0.01, -0.01]  # 0.9 - 1 < 0: no size counts
+    assert _directions(steps, [1.0, 1.0, -5.0, -5.0]) == [0.01, 0.01, 0.01, -0.01]  # 1.71 - 1, then 0.64 - 1
+    plain = Ascent(steps=3, step=0.01, rule="sign")
+    assert _directions(plain, [1.0, 1.0, -5.0]) == [0.01, 0.01, -0.01]
+
+
+def test_momentum_belongs_to_the_rule_sign() -> None:
+    with pytest.raises(InputError, match="momentum from 0 to below 1 with the rule sign"):
+        Ascent(momentum=0.9)
+    with pytest.raises(InputError, match="momentum from 0 to below 1"):
+        Ascent(rule="sign", momentum=1.0)

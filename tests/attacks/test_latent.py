@@ -1,5 +1,7 @@
 """Attacks on autoencoders whose optimum is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,10 +53,11 @@ def _images(count: int = 5, *, low: int = 64, high: int = 192) -> Tensor:
     return torch.randint(low, high, (count, 3, SIDE, SIDE), generator=gen).to(torch.uint8)
 
 
+@pytest.mark.parametrize("effort", [QUICK, replace(QUICK, ascent="auto")])
 @pytest.mark.parametrize("eps", [2, 16])
-def test_a_linear_encoder_is_moved_by_eps_times_the_sign_of_its_weights(eps: int) -> None:
+def test_a_linear_encoder_is_moved_by_eps_times_the_sign_of_its_weights(eps: int, effort: Effort) -> None:
     x = _images()
-    found = attack_autoencoder("photoguard", MODEL, x, LABELS, eps=eps, effort=QUICK)
+    found = attack_autoencoder("photoguard", MODEL, x, LABELS, eps=eps, effort=effort)
     expected = x.int() - eps * WEIGHT.sign().int()  # 1000 + w x is lowered towards 0
     assert torch.equal(found.int(), expected)
 
@@ -65,6 +68,13 @@ def test_the_reconstruction_attack_drives_every_pixel_away_from_the_middle() -> 
     away = x.int().sub(127.5).sign().int()
     far = x.int().sub(127.5).abs() > 2 * 16 + 2  # nearer the middle, a random start may lie on the other slope
     assert torch.equal(found[far], 16 * away[far])
+
+
+def test_the_ascent_is_the_one_asked_for() -> None:
+    x = _images(low=0, high=256)
+    steps = [replace(QUICK, ascent=ascent) for ascent in ("pgd", "auto")]
+    found = [attack_autoencoder("glaze", MODEL, x, LABELS, eps=16, effort=effort) for effort in steps]
+    assert not torch.equal(*found)
 
 
 @given(st.integers(1, 255), st.sampled_from(LATENT_WAYS), st.integers(0, 3))
