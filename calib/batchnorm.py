@@ -105,15 +105,21 @@ def reestimate(
     if source is not None and beside is None:
         beside = measure(model, images, bits=source, batch_size=batch_size)
     for name, norm in _norms(model).items():
-        mean, variance = moments[name].mean, moments[name].variance
-        if beside is not None and source is not None:
-            known = norm.at(source)
-            assert known.running_mean is not None and known.running_var is not None
-            mean = known.running_mean.double() + mean - beside[name].mean
-            ratio = variance / beside[name].variance.clamp_min(torch.finfo(torch.float32).tiny)
-            alive = beside[name].variance > known.running_var.double() * DEAD
-            variance = torch.where(alive, known.running_var.double() * ratio, variance)
-        store(norm.at(bits), mean, variance)
+        settle(norm, bits, moments[name], None if source is None or beside is None else (source, beside[name]))
+
+
+def settle(norm: WidthNorm, bits: int, moments: Moments, beside: tuple[int, Moments] | None) -> None:
+    """Set a width's statistics: what was measured, or what it differs by from another width's on the same images."""
+    mean, variance = moments.mean, moments.variance
+    if beside is not None:
+        source, seen = beside
+        known = norm.at(source)
+        assert known.running_mean is not None and known.running_var is not None
+        mean = known.running_mean.double() + mean - seen.mean
+        ratio = variance / seen.variance.clamp_min(torch.finfo(torch.float32).tiny)
+        alive = seen.variance > known.running_var.double() * DEAD
+        variance = torch.where(alive, known.running_var.double() * ratio, variance)
+    store(norm.at(bits), mean, variance)
 
 
 def _norms(model: MultiBitNet) -> dict[str, WidthNorm]:

@@ -26,7 +26,7 @@ from .batchnorm import copy_norms, has_own_norms, measure, reestimate
 from .histogram import Histogram
 from .methods import MSE, AbstractMethod
 from .passes import PassReport, check_passes, run_passes
-from .sequential import calibrate_in_order
+from .sequential import calibrate_in_order, float_moments
 from .walk import Images, check_bits, check_images, check_weights, codes_served, float_histograms
 
 DEFAULT_METHOD = MSE()
@@ -171,8 +171,11 @@ def _set_steps(
     sequential, again, batch_size, weights = how
     seen = {} if sequential else float_histograms(model, images, batch_size=batch_size)
     source, beside = _sound(model), None
-    if again and not sequential and source is not None:
-        beside = measure(model, images, bits=source, batch_size=batch_size)
+    if again and source is not None:
+        if sequential:  # layers read what running statistics make of those before
+            beside = float_moments(model, images, batch_size=batch_size)
+        else:
+            beside = measure(model, images, bits=source, batch_size=batch_size)
     edges: list[EdgeReport] = []
     for width in widths:
         served = codes_served(model, width)
@@ -186,7 +189,9 @@ def _set_steps(
             unit.corrections.clear(width)
         set_weight_steps(model, width, weights=weights)
         if sequential:
-            calibrate_in_order(model, images, bits=width, choose=choose, batchnorm=again, batch_size=batch_size)
+            calibrate_in_order(
+                model, images, bits=width, choose=choose, batchnorm=again, beside=beside, batch_size=batch_size
+            )
             continue
         for name, histogram in seen.items():
             model.grid(name).set_step(width, choose(name, histogram))

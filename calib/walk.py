@@ -98,13 +98,16 @@ def codes_served(model: MultiBitNet, bits: int) -> dict[str, int]:
 
 
 def homes(model: MultiBitNet) -> dict[str, str | None]:
-    """Return, per step, the grid that its codes came from, also through copies and poolings; None for the image's."""
+    """Return, per step, the grid that its codes came from, also through copies and poolings; None for fixed ones.
+
+    Those are the image's, that of an image that the network draws, and those of codewords.
+    """
     owner = {id(grid): name for name, grid in model.grids.items()}
     home: dict[str, str | None] = {IMAGE: None}
     for step in model.steps:
         unit = model.units[step.name]
         assert isinstance(unit, AbstractUnit)
-        home[step.name] = home[step.inputs[0]] if unit.output is None else owner[id(unit.output.grid)]
+        home[step.name] = home[step.inputs[0]] if unit.output is None else owner.get(id(unit.output.grid))
     return home
 
 

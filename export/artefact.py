@@ -28,6 +28,7 @@ from edgeq.errors import InputError, shortened
 
 from . import graphfile
 from .dialects import build, dialect
+from .dialects.writer import output_name
 from .graph import INPUT, INPUT_ZERO, Conv, IntegerGraph, Linear
 
 FORMAT = 1
@@ -117,7 +118,9 @@ def _read_labels(path: Path, data: bytes) -> tuple[str, ...]:
 
 
 def labels(graph: IntegerGraph) -> tuple[str, ...]:
-    """Return the class names, or numbers where the graph has no names."""
+    """Return the class names, or numbers where the graph has no names; none of a network that draws."""
+    if graph.draws:
+        return ()
     return graph.classes or tuple(str(index) for index in range(graph.edges[graph.output].shape[0]))
 
 
@@ -236,7 +239,10 @@ def _manifest(graph: IntegerGraph, target: str, origin: Mapping[str, object], fi
 
 def _meaning(graph: IntegerGraph) -> dict[str, object]:
     """Return what the numbers mean: all that the graph alone decides."""
-    edge, logits = graph.edges[INPUT], graph.edges[graph.output]
+    edge, output = graph.edges[INPUT], graph.edges[graph.output]
+    meaning = f"real logit = code * scale; the class{' of a pixel' * (len(output.shape) > 1)} is the argmax"
+    if graph.draws:
+        meaning = f"pixels 0...255 of an image; code = pixel - {INPUT_ZERO}, real value = code * scale as of the input"
     return {
         "input": {
             "name": INPUT,
@@ -248,11 +254,11 @@ def _meaning(graph: IntegerGraph) -> dict[str, object]:
             "scale": edge.scale,
         },
         "output": {
-            "name": "logits",
-            "dtype": "int32",
-            "shape": ["batch", *logits.shape],
-            "meaning": f"real logit = code * scale; the class{' of a pixel' * (len(logits.shape) > 1)} is the argmax",
-            "scale": logits.scale,
+            "name": output_name(graph),
+            "dtype": "uint8" if graph.draws else "int32",
+            "shape": ["batch", *output.shape],
+            "meaning": meaning,
+            "scale": output.scale,
         },
         "rounding": ROUNDING,
         "weight_bits": {node.name: node.weight_bits for node in graph.nodes if isinstance(node, Conv | Linear)},

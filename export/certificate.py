@@ -20,8 +20,8 @@ class Proof:
 
     Attributes:
         layer: Node of the integer graph.
-        claim: What is shown: `inequality`, `int32`, `requantizer`, `table`, `translation`,
-            `weights`, `bias`, `sums` or `lint`.
+        claim: What is shown: `inequality`, `int32`, `requantizer`, `table`, `codewords`,
+            `translation`, `weights`, `bias`, `sums` or `lint`.
         cases: Channels, accumulators or codes tried.
         exact: Whether it holds.
         detail: What failed and where; empty where it holds.

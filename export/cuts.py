@@ -37,7 +37,7 @@ def sweep_cuts(graph: IntegerGraph, model: "onnx.ModelProto", target: str) -> li
     found, observed = Model(model), dialect(target).observe(graph)
     proofs = []
     for node in graph.nodes:
-        zero = observed[node.name][1]
+        zero = observed[node.name][1] if target == "proof" else 0  # of the layer's own edge, also where pixels follow
         if isinstance(node, Add | Mul | Rescale | Table):
             zeros = {INPUT: 128 if target == "proof" else 0, **{name: value[1] for name, value in observed.items()}}
             proofs.append(_table(graph, node, model, target, zeros))

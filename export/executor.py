@@ -28,6 +28,7 @@ from .graph import (
     INPUT_ZERO,
     Add,
     AvgPool,
+    Codebook,
     Concat,
     Conv,
     Edge,
@@ -84,7 +85,7 @@ class TorchExecutor:
         ]
 
     def __call__(self, images: UInt8[Tensor, "batch channels height width"]) -> Int32[Tensor, "batch classes *plane"]:
-        """Return the int32 logits on the executor's device."""
+        """Return the int32 logits, or codes of the images that are drawn, on the executor's device."""
         output = self.graph.output
         with _exact_arithmetic(self.device):
             parts = [self._run(part, keep=False)[output] for part in self._batches(images)]
@@ -144,6 +145,8 @@ def _compile(node: Node, edges: list[Edge], device: torch.device) -> Step:
             return lambda x: F.max_pool2d(_padded(x, node.padding, -torch.inf), node.kernel, node.stride)
         case AvgPool():
             return _average(node, edges[0], device)
+        case Codebook():
+            return _codebook(node, edges[0], device)
         case PlaneSum():
             return lambda x: x.double().sum((2, 3))
         case Move():
@@ -176,6 +179,12 @@ def _conv(node: Conv, edge: Edge, device: torch.device) -> Step:
         return requant(sum((part.double() for part in sums), bias))
 
     return step
+
+
+def _codebook(node: Codebook, edge: Edge, device: torch.device) -> Step:
+    """Score by a convolution; torch's argmax takes the first of equals."""
+    scores, words = _conv(node.scores, edge, device), torch.from_numpy(node.weight).float().to(device)
+    return lambda x: F.embedding(scores(x).argmax(1), words).permute(0, 3, 1, 2)
 
 
 def _linear(node: Linear, edge: Edge, device: torch.device) -> Step:

@@ -216,6 +216,28 @@ class Mul:
 
 
 @dataclass(frozen=True)
+class Codebook:
+    """`weight[argmax_k(weight_k . x + bias_k)]` at every place, the lowest k of equals: the nearest codeword."""
+
+    name: str
+    input: str
+    weight: Int8[np.ndarray, "codewords channels"]
+    bias: Int32[np.ndarray, " codewords"]
+    weight_bits: int = 8
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the edges read."""
+        return (self.input,)
+
+    @property
+    def scores(self) -> Conv:
+        """What the argmax compares, as a convolution under the node's own name."""
+        weight = self.weight[:, :, None, None]
+        return Conv(self.name, self.input, weight, self.bias, None, self.weight_bits)
+
+
+@dataclass(frozen=True)
 class PlaneSum:
     """Sums over the plane, as they are: logits of a network that ends in an average."""
 
@@ -228,7 +250,7 @@ class PlaneSum:
         return (self.input,)
 
 
-Node = Conv | Linear | Add | Mul | Rescale | Table | MaxPool | AvgPool | PlaneSum | Concat | Flatten | Move
+Node = Conv | Linear | Add | Mul | Rescale | Table | MaxPool | AvgPool | PlaneSum | Codebook | Concat | Flatten | Move
 
 
 @dataclass(frozen=True)
@@ -238,7 +260,7 @@ class IntegerGraph:
     Attributes:
         name: For people.
         bits: The width it was lowered at.
-        nodes: In topological order; the last one gives the logits, int32.
+        nodes: In topological order; the last one gives the logits, int32, or an image: codes pixel - 128.
         edges: Every edge by name, `INPUT` included; for the logits lo and hi bound the int32 accumulators.
         classes: Class names, or empty.
     """
@@ -251,8 +273,13 @@ class IntegerGraph:
 
     @property
     def output(self) -> str:
-        """Name of the logits' edge."""
+        """Name of the logits' edge, or that of the image that is drawn."""
         return self.nodes[-1].name
+
+    @property
+    def draws(self) -> bool:
+        """Whether an image comes out, and not logits."""
+        return not gives_sums(self.nodes[-1])
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -262,7 +289,10 @@ class IntegerGraph:
     def run(
         self, images: UInt8[np.ndarray, "batch channels height width"]
     ) -> Int32[np.ndarray, "batch classes *plane"]:
-        """Return the int32 logits of uint8 images (of every pixel, if so the network ends), by the interpreter."""
+        """Return the int32 logits of uint8 images (of every pixel, if so the network ends), by the interpreter.
+
+        Of a network that draws they are the codes pixel - 128.
+        """
         from .reference import run
 
         return run(self, images)[self.output]

@@ -12,6 +12,7 @@ import torch
 
 from edgeq.errors import InputError
 from edgeq.quant.bits import FLOAT_BITS, at_bits
+from edgeq.quant.codebook import CodebookUnit
 from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit, MulUnit, PlaneSumUnit
 from edgeq.quant.moves import MoveUnit
 from edgeq.quant.network import IMAGE, MultiBitNet
@@ -33,6 +34,7 @@ from .graph import (
     INPUT,
     Add,
     AvgPool,
+    Codebook,
     Concat,
     Conv,
     Edge,
@@ -94,7 +96,7 @@ class _Lowering:
             unit = self.model.units[step.name]
             assert isinstance(unit, AbstractUnit)
             self._lower(step.name, unit, step.inputs)
-        if not gives_sums(self.nodes[-1]):
+        if gives_sums(self.nodes[-1]) == self.model.draws:
             raise InputError(f"expected a network that ends in its logits, got {type(self.nodes[-1]).__name__}")
         return IntegerGraph(name, bits, tuple(self.nodes), self.edges, classes)
 
@@ -146,6 +148,8 @@ class _Lowering:
                 return Table(name, source, edge.lo, table.numpy().astype(np.int32))
             case MulUnit():
                 return self._multiply(name, unit, inputs)
+            case CodebookUnit():
+                return self._codebook(name, unit, source, x)
             case PlaneSumUnit():
                 return PlaneSum(name, source)
         raise AssertionError(f"no lowering for {type(unit).__name__}")
@@ -176,11 +180,21 @@ class _Lowering:
                 dilation=_pair(unit.dilation),
                 groups=unit.groups,
             )
-        if int(reach(node, self.edges[source]).max()) > INT32_MAX:
-            raise InputError(
-                f"expected accumulators within int32, got larger ones at layer {name!r}; its bias diverged"
-            )
+        self._check_int32(node)
         return node
+
+    def _codebook(self, name: str, unit: CodebookUnit, source: str, x: Value) -> Codebook:
+        assert x.step is not None
+        weight, bias = unit.scored(x.step)
+        node = Codebook(name, source, weight.numpy().astype(np.int8), bias.numpy().astype(np.int32))
+        self._check_int32(node.scores)
+        return node
+
+    def _check_int32(self, node: Conv | Linear) -> None:
+        if int(reach(node, self.edges[node.input]).max()) > INT32_MAX:
+            raise InputError(
+                f"expected accumulators within int32, got larger ones at layer {node.name!r}; its bias diverged"
+            )
 
     def _add(self, name: str, unit: AddUnit, inputs: tuple[str, ...]) -> Add:
         a, b = (self.values[n] for n in inputs)

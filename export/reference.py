@@ -15,6 +15,7 @@ from .graph import (
     INPUT_ZERO,
     Add,
     AvgPool,
+    Codebook,
     Concat,
     Conv,
     Flatten,
@@ -73,6 +74,9 @@ def step(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
             kernel = cast(tuple[int, int], node.kernel)
             total = _windows(inputs[0], kernel, node.stride, (1, 1), node.padding).sum(axis=(4, 5), dtype=np.int64)
             return requantize(total, _per_channel(node, total.shape[1]))
+        case Codebook():
+            chosen = _conv_acc(node.scores, inputs[0]).argmax(axis=1)  # NumPy takes the first of equals
+            return np.ascontiguousarray(node.weight.astype(np.int32)[chosen].transpose(0, 3, 1, 2))
         case PlaneSum():
             return inputs[0].sum(axis=(2, 3), dtype=np.int64).astype(np.int32)
         case Move():
@@ -101,16 +105,14 @@ def _per_channel(node: AvgPool, channels: int):
 
 
 def _conv_acc(node: Conv, x: np.ndarray) -> np.ndarray:
-    out, per_group, kh, kw = node.weight.shape
-    kernels = node.weight.reshape(node.groups, out // node.groups, per_group * kh * kw).transpose(0, 2, 1)
-    x = x.astype(_holding_sums(x, kernels))  # before the windows multiply it
+    out, _, kh, kw = node.weight.shape
+    kernels = node.weight.reshape(node.groups, out // node.groups, -1)
+    x = x.astype(_holding_sums(x, kernels.transpose(0, 2, 1)))  # before the windows multiply it
     view = _windows(x, (kh, kw), node.stride, node.dilation, node.padding)  # n c h w kh kw
-    n, channels, h, w = view.shape[:4]
-    grouped = view.reshape(n, node.groups, channels // node.groups, h, w, kh, kw)
-    columns = grouped.transpose(1, 0, 3, 4, 2, 5, 6).reshape(node.groups, n * h * w, per_group * kh * kw)
-    acc = (columns @ kernels.astype(x.dtype)).astype(np.int64)  # groups, n*h*w, out/groups
-    acc = acc.reshape(node.groups, n, h, w, out // node.groups).transpose(1, 0, 4, 2, 3).reshape(n, out, h, w)
-    return acc + node.bias[None, :, None, None]
+    n, _, h, w = view.shape[:4]
+    columns = view.transpose(0, 1, 4, 5, 2, 3).reshape(n, node.groups, kernels.shape[2], h * w)
+    acc = (kernels.astype(x.dtype) @ columns).reshape(n, out, h, w)
+    return acc.astype(np.int64) + node.bias[None, :, None, None]
 
 
 def _exact_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:

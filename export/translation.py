@@ -49,7 +49,7 @@ def unpacked(graph: IntegerGraph, model: "onnx.ModelProto") -> list[Proof]:
     proofs = []
     for node in graph.nodes:
         if isinstance(node, Conv | Linear):
-            tensor = tensors[node.name][0]
+            tensor = node.name if graph.draws else tensors[node.name][0]  # pixels are a copy of the last layer's codes
             weight = node.weight if isinstance(node, Conv) else node.weight.T
             pairs = {"weight": (_operand(found, model, tensor, 0), weight)}
             if node.bias.any() or node.requant is not None:

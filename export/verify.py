@@ -7,6 +7,7 @@ For every input, by argument:
 For every input, by exhaustion, in the engine itself (`sweep.py`, `cuts.py`):
     requantizer  accumulators beside every threshold of every channel, with the model's own scales
     table        all codes of each Rescale and Table, all pairs of codes of each Add and Mul
+    codewords    each codeword with the scores that choose it, alone or the first of equals (`codewords.py`)
     bias         every float bias of the `trt` dialect is the integer one
     sums         no float32 sum of the `qonnx` dialect passes 2^24
     lint         the `trt` dialect keeps TensorRT's rules (`dialects/trt_lint.py`)
@@ -25,19 +26,19 @@ from edgeq import __version__
 from edgeq.errors import InputError
 
 from .certificate import Certificate, Proof, Run
+from .codewords import codebook_proofs
 from .compare import codes_per_image, compare
 from .cuts import sweep_cuts
 from .dialects.trt_lint import lint
 from .engines import ENGINES
 from .exactsums import exact_sums, ordered
-from .graph import AvgPool, Conv, IntegerGraph, Linear, Mul, PlaneSum, reach
+from .graph import AvgPool, Codebook, Conv, IntegerGraph, Linear, Mul, PlaneSum, reach
+from .modelfile import parsed
 from .multiplier import FLOAT32_EXACT, requant_is_exact, saturation
 from .sweep import sweep
 from .translation import translated, unpacked
 
 if TYPE_CHECKING:
-    import onnx
-
     from .artefact import Artefact
 
 Images = UInt8[np.ndarray, "batch channels height width"]
@@ -109,7 +110,7 @@ def certify(
 
 def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof, ...]:
     """Return every statement about every layer, in topological order of the layers."""
-    read = _parsed(model)
+    read = parsed(model)
     swept = sweep(graph, read) + unpacked(graph, read) if target == "ort" else sweep_cuts(graph, read, target)
     swept = translated(graph, read, target) + swept
     proofs: list[Proof] = []
@@ -118,6 +119,8 @@ def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof
             proofs += _argued(graph, node)
         if isinstance(node, PlaneSum):
             proofs.append(_plane_sum(graph, node, target))
+        if isinstance(node, Codebook):
+            proofs += codebook_proofs(graph, node, read, target)
         proofs += [proof for proof in swept if proof.layer == node.name]
     proofs += [proof for proof in swept if proof.layer == "model"]
     if target == "trt":
@@ -126,16 +129,6 @@ def prove(graph: IntegerGraph, model: bytes, target: str = "ort") -> tuple[Proof
             Proof("model", "lint", len(read.graph.node), not findings, "".join(f.message for f in findings[:1]))
         )
     return tuple(proofs)
-
-
-def _parsed(model: bytes) -> "onnx.ModelProto":
-    import onnx
-
-    try:
-        return onnx.load_from_string(model)
-    except Exception as error:  # protobuf's have no common base
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"expected an ONNX model, got bytes that are none ({reason}); export it again") from error
 
 
 def _plane_sum(graph: IntegerGraph, node: PlaneSum, target: str) -> Proof:
@@ -180,7 +173,7 @@ def needs_vnni(graph: IntegerGraph) -> tuple[str, ...]:
     """
     found = []
     for node in graph.nodes:
-        if isinstance(node, Conv | Linear):
+        if isinstance(node, Conv | Linear | Codebook):
             edge = graph.edges[node.input]
             raw = edge.hi + max(0, -edge.lo)  # largest byte on the edge
             if 2 * raw * int(np.abs(node.weight.astype(np.int32)).max(initial=0)) >= 1 << 15:

@@ -16,16 +16,17 @@ from edgeq.errors import InputError
 from edgeq.pixels import OWN, Pixels, is_own
 from edgeq.quant.batchnorm import WidthNorm
 from edgeq.quant.bits import FLOAT_BITS, Width, at_bits
+from edgeq.quant.codebook import CodebookUnit, Codewords, word_step
+from edgeq.quant.ends import LAYERS, as_logits, back, check_ends, drawn, seen
 from edgeq.quant.grid import Codes, Grid
 from edgeq.quant.joins import AddUnit, AvgPoolUnit, ConcatUnit, MulUnit, PlaneSumUnit
 from edgeq.quant.layer_bits import Bits, check_names
 from edgeq.quant.moves import MoveUnit
 from edgeq.quant.network import IMAGE, MultiBitNet, QuantConfig, Step
 from edgeq.quant.tables import TableUnit
-from edgeq.quant.trace import INF, Op, free_name, trace
+from edgeq.quant.trace import INF, Op, trace
 from edgeq.quant.units import (
     PIXEL_STEP,
-    PIXEL_ZERO,
     AbstractUnit,
     DropoutUnit,
     FlattenUnit,
@@ -39,7 +40,6 @@ from edgeq.quant.units import (
 from edgeq.quant.weighted import ConvUnit, LinearUnit
 
 PASSING = ("maxpool", "flatten", "dropout", "relu", "move")  # codes stay on the grid of their input
-LAYERS = ("conv", "linear")
 SAME = 1e-3  # relative to the largest logit: the order of summation differs, nothing else
 
 
@@ -50,6 +50,7 @@ def multibit(
     image_shape: tuple[int, int, int] = (3, 32, 32),
     config: QuantConfig | None = None,
     pixels: Pixels = OWN,
+    draws: bool = False,
 ) -> MultiBitNet:
     """Return a multi-bit network with a copy of `model`'s weights; `model` itself is not changed.
 
@@ -63,13 +64,17 @@ def multibit(
         image_shape: (channels, height, width) of the images.
         config: All choices, see `QuantConfig`.
         pixels: What `model` was trained on.
+        draws: The results are an image, like the one that comes in, and not logits: below 32 bits they are its pixels,
+            code = pixel - 128, and at every width what they stand for is (pixel - 128) / 64.
     """
     config = config or QuantConfig(bits=tuple(bits))
-    ops = _as_logits(tuple(_as_conv(op) for op in trace(model, image_shape)))
-    _check_ends(ops)
+    ops = as_logits(tuple(_as_conv(op) for op in trace(model, image_shape)))
+    check_ends(ops)
+    if draws:
+        ops = drawn(ops, pixels, image_shape)
     if not is_own(pixels, image_shape[0]):
-        ops = _seen(ops, pixels, image_shape)
-    network = _Plan(ops, config).build(image_shape)
+        ops = seen(ops, pixels, image_shape)
+    network = _Plan(ops, config, draws=draws).build(image_shape)
     if FLOAT_BITS in config.bits:
         _check_same(model, network, pixels)
     return network.train(model.training)
@@ -78,9 +83,10 @@ def multibit(
 class _Plan:
     """Which edge is signed, wide, tied; then the units."""
 
-    def __init__(self, ops: tuple[Op, ...], config: QuantConfig) -> None:
+    def __init__(self, ops: tuple[Op, ...], config: QuantConfig, *, draws: bool) -> None:
         self.ops = {op.name: op for op in ops}
         self.config = config
+        self.draws = draws
         self.width = Width(config.bits[0])
         self.readers: dict[str, list[Op]] = {name: [] for name in (IMAGE, *self.ops)}
         for op in ops:
@@ -88,12 +94,21 @@ class _Plan:
                 self.readers[name].append(op)
         layers = [op for op in ops if op.kind in LAYERS]
         chosen = [op.name for op in layers if not op.args.get("affine")]
-        self.edge_layers = {op.name for op in layers if op.args.get("affine")} | {*chosen[:1], *chosen[-1:]}
         self.image = {IMAGE} | {op.name for op in layers if op.args.get("pixels")}
+        # a codebook ends one network and begins another, which sees codewords as the first sees pixels
+        self.image |= {op.name for op in ops if _fixed_step(op) is not None}
+        self.edge_layers = {op.name for op in layers if op.args.get("affine")} | {*chosen[:1], *chosen[-1:]}
+        self.edge_layers |= {op.name for op in layers if self._beside_codewords(op)}
         self.last = ops[-1].name
         self.settings = tuple(b for b in config.bits if b != FLOAT_BITS)
         check_names(config.layer_bits, tuple(chosen))
         self.grids: dict[str, Grid] = {}
+
+    def _beside_codewords(self, op: Op) -> bool:
+        """Tell whether a layer makes what a codebook replaces, or reads what it chooses."""
+        behind = any(_fixed_step(reader) is not None for reader in self.readers[op.name])
+        source = self.ops.get(self.source(op.inputs[0]))
+        return behind or (source is not None and _fixed_step(source) is not None)
 
     def bits_of(self, op: Op, setting: int) -> Bits:
         """Return the bits of a layer's weights and of the codes that it reads, at a width of the network."""
@@ -145,6 +160,8 @@ class _Plan:
 
     def output(self, op: Op) -> Output | None:
         """Return where an operator's results land, making its grid on first use."""
+        if op.name == self.last and self.draws:
+            return Output(_fixed_grid(op, self.settings, PIXEL_STEP), signed=True, owner=True)
         if op.kind in PASSING or op.name == self.last:
             return None
         target = self.tied_to(op) or op
@@ -153,6 +170,9 @@ class _Plan:
         return Output(self.grids[target.name], signed=self.signed(op.name), owner=target is op)
 
     def _grid(self, op: Op) -> Grid:
+        fixed = _fixed_step(op)
+        if fixed is not None:
+            return _fixed_grid(op, self.settings, fixed)
         codes = {}
         for setting in self.settings:
             wishes = self.wishes(op, setting) or {setting}
@@ -192,7 +212,8 @@ class _Plan:
             width=self.width,
             steps=tuple(steps),
             units=units,
-            grids=self.grids,
+            grids={name: grid for name, grid in self.grids.items() if grid.fixed is None},
+            draws=self.draws,
             image_shape=image_shape,
             output_shape=tuple(self.ops[self.last].shape),
         )
@@ -234,6 +255,9 @@ class _Plan:
                 return MulUnit(self.width, output)
             case "table":
                 return TableUnit(self.width, output, function=op.args["function"])
+            case "codebook":
+                assert isinstance(op.module, Codewords)
+                return CodebookUnit(self.width, output, words=op.module.words)
             case "concat":
                 return ConcatUnit(self.width, output, relu=op.relu)
         args = {key: value for key, value in op.args.items() if key != "keepdim"}
@@ -256,14 +280,28 @@ class _Plan:
             learned=config.scales == "learned",
         )
         if op.args.get("affine"):
-            unit.is_affine = True
+            unit.is_affine, unit.shows_pixels = True, bool(op.args.get("pixels"))
             for parameter in (unit.weight, *([] if unit.bias is None else [unit.bias])):
                 parameter.requires_grad_(False)
         return unit
 
 
+def _fixed_step(op: Op) -> float | None:
+    """Return the step that an operator's results have by themselves, if they have one."""
+    if op.kind == "codebook":
+        assert isinstance(op.module, Codewords)
+        return word_step(op.module.words)
+    return op.args["function"].step if op.kind == "table" else None
+
+
+def _fixed_grid(op: Op, settings: tuple[int, ...], step: float) -> Grid:
+    """Return a grid of 8 bits at every width."""
+    codes, count = dict.fromkeys(settings, Codes(8, 8)), int(torch.Size(op.shape).numel())
+    return Grid(codes, signed=True, learned=False, count=count, fixed=step)
+
+
 @torch.no_grad()
-def _check_same(model: nn.Module, network: MultiBitNet, seen: Pixels) -> None:
+def _check_same(model: nn.Module, network: MultiBitNet, seen_as: Pixels) -> None:
     """Compare both networks at 32 bits on two random images: what a trace cannot see must not change the function.
 
     Operators in place are such a thing: after `y.relu_()` every other reader of y gets the changed values.
@@ -273,12 +311,15 @@ def _check_same(model: nn.Module, network: MultiBitNet, seen: Pixels) -> None:
     device = next(network.parameters()).device
     modes = {module: module.training for module in model.modules()}
     try:
-        expected = model.eval()(torch.from_numpy(seen.floats(images.numpy())).to(device))
+        expected = model.eval()(torch.from_numpy(seen_as.floats(images.numpy())).to(device))
     except Exception as error:  # whatever the user's forward raises
         raise InputError(f"expected a network that takes two images at a time, got one that stops: {error}") from error
     finally:
         for module, training in modes.items():
             module.training = training
+    if network.draws:
+        gain, shift = (line.float().to(device).reshape(-1, 1, 1) for line in back(seen_as, network.image_shape[0]))
+        expected = expected * gain + shift
     with at_bits(network.eval(), FLOAT_BITS):
         got = network(images.to(device))
     far = SAME * float(expected.abs().amax()) if expected.numel() else 0.0
@@ -287,19 +328,6 @@ def _check_same(model: nn.Module, network: MultiBitNet, seen: Pixels) -> None:
             "expected a network that computes what its trace says, got other logits; give every result its own tensor "
             "(no in-place operator whose input is read again) and flatten from dimension 1 on"
         )
-
-
-def _seen(ops: tuple[Op, ...], pixels: Pixels, image_shape: tuple[int, int, int]) -> tuple[Op, ...]:
-    """Return a network that reads what `pixels` makes of the image."""
-    channels = image_shape[0]
-    gain, shift = torch.from_numpy(pixels.line(channels))
-    layer = nn.Conv2d(channels, channels, 1, groups=channels)
-    layer.weight = nn.Parameter((gain / PIXEL_STEP).float().reshape(-1, 1, 1, 1))
-    layer.bias = nn.Parameter((shift + gain * PIXEL_ZERO).float())
-    name = free_name("pixels", {op.name for op in ops})
-    first = Op(name, "conv", (IMAGE,), tuple(image_shape), module=layer, args={"affine": True, "pixels": True})
-    rest = (replace(op, inputs=tuple(name if read == IMAGE else read for read in op.inputs)) for op in ops)
-    return (first, *rest)
 
 
 def _as_conv(op: Op) -> Op:
@@ -312,33 +340,3 @@ def _as_conv(op: Op) -> Op:
     layer = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, bias=False)
     nn.init.ones_(layer.weight)
     return replace(op, kind="conv", module=layer, norm=norm, args={"affine": True})
-
-
-def _as_logits(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-    """Return a network that ends in an average over the plane with its sums as logits."""
-    if len(ops) < 2 or ops[-1].kind != "flatten" or ops[-2].kind != "avgpool" or ops[-2].args["kernel"] is not None:
-        return ops
-    *rest, average, last = ops
-    return (*rest, Op(last.name, "planesum", average.inputs, last.shape))
-
-
-def _check_ends(ops: tuple[Op, ...]) -> None:
-    last = ops[-1] if ops else None
-    plain = last is not None and last.kind in LAYERS and last.norm is None and last.relu is None
-    if last is None or not (plain or last.kind == "planesum"):
-        got = "nothing" if last is None else f"{last.kind} at {last.name!r}"
-        raise InputError(
-            f"expected a network that ends in its logits, a plain Linear layer, a plain convolution (logits of every "
-            f"pixel) or an average over the plane, got {got}; add one, or leave out what follows the logits"
-        )
-    pixels = {IMAGE}  # the image, and what only moves it
-    readers = []
-    for op in ops:
-        if pixels & set(op.inputs):
-            if op.kind in ("flatten", "move"):
-                pixels.add(op.name)
-            else:
-                readers.append(op)
-    if len(readers) != 1 or readers[0].kind not in LAYERS:
-        got = readers[0] if readers else ops[0]
-        raise InputError(f"expected one convolution or linear layer to read the image, got {got.kind} at {got.name!r}")

@@ -27,7 +27,7 @@ class Codes(NamedTuple):
 
 
 class Grid(nn.Module):
-    """The steps of one activation edge, one per width; learned, or observed as a running maximum."""
+    """The steps of one activation edge, one per width: learned, observed as a running maximum, or one fixed for all."""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Grid(nn.Module):
         learned: bool,
         count: int,
         ceiling: float | None = None,
+        fixed: float | None = None,
     ) -> None:
         super().__init__()
         self.count = count  # values per sample that share the step
@@ -44,7 +45,9 @@ class Grid(nn.Module):
         self.codes = dict(codes)  # width -> bits
         self.learned = learned
         self.ceiling = ceiling
-        self.steps = nn.ParameterDict({str(b): nn.Parameter(torch.tensor(0.05), requires_grad=learned) for b in codes})
+        self.fixed = fixed
+        free = () if fixed is not None else codes
+        self.steps = nn.ParameterDict({str(b): nn.Parameter(torch.tensor(0.05), requires_grad=learned) for b in free})
 
     def storage_bits(self, bits: int) -> int:
         """Return the width of the stored codes."""
@@ -56,6 +59,8 @@ class Grid(nn.Module):
 
     def step(self, bits: int) -> Float[Tensor, ""]:
         """Return what one stored code is worth."""
+        if self.fixed is not None:
+            return torch.tensor(self.fixed)
         hi = self.range(bits)[1]
         raw = self.steps[str(bits)]
         step = self._learned(raw, bits, hi) if self.learned else raw.clamp_min(SCALE_FLOOR)
@@ -81,7 +86,7 @@ class Grid(nn.Module):
     @torch.no_grad()
     def observe(self, codes: Float[Tensor, "n c *space"], bits: int) -> None:
         """Move an observed step towards the batch's maximum; `codes` are unrounded, in units of the current step."""
-        if not self.learned:
+        if not self.learned and self.fixed is None:
             step = self.steps[str(bits)]
             seen = codes.abs().amax() if self.signed else codes.amax()
             if dist.is_initialized() and dist.get_world_size() > 1:

@@ -89,6 +89,7 @@ class MultiBitNet(nn.Module):
         grids: dict[str, Grid],
         image_shape: tuple[int, int, int],
         output_shape: tuple[int, ...],
+        draws: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -97,6 +98,7 @@ class MultiBitNet(nn.Module):
         self.steps = steps
         self.image_shape = image_shape
         self.output_shape = output_shape  # of one image's logits: (classes,), or (classes, height, width)
+        self.draws = draws  # an image takes the place of logits
         self.units = nn.ModuleDict(units)
         self.grids = nn.ModuleDict(grids)
         last_use = {name: i for i, step in enumerate(steps) for name in step.inputs}

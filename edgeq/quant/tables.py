@@ -8,17 +8,44 @@ in float64, rounded half to even, on the CPU wherever the network runs. Evaluati
 that lowering writes down, so both are one function by construction. Gradients are those of f.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeq.quant.bits import Width
-from edgeq.quant.quantizer import quantize
+from edgeq.quant.quantizer import quantize, round_ste
 from edgeq.quant.units import AbstractUnit, Output, Value
+
+EDGE = 1.001  # FSQ's tanh reaches a little beyond the outermost levels, so that they are not limits
+
+
+def rounded_to_levels(x: Float[Tensor, "*dims"], count: int) -> Float[Tensor, "*dims"]:
+    """Return FSQ's rounding (arXiv 2309.15505) to so many levels in -1...1; the gradient is that before rounding."""
+    return round_ste(bounded(x, count)) / (count // 2)
+
+
+def bounded(x: Float[Tensor, "*dims"], count: int) -> Float[Tensor, "*dims"]:
+    """Return what FSQ rounds: numbers between the first and the last of so many whole ones around 0."""
+    reach, offset = (count - 1) * EDGE / 2, 0.0 if count % 2 else 0.5
+    return torch.tanh(x + math.atanh(offset / reach)) * reach - offset
+
+
+class Levels(nn.Module):
+    """FSQ's rounding of every number to the same `count` of levels, 3 or more."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        """Round."""
+        return rounded_to_levels(x, self.count)
+
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "celu": F.celu,
@@ -28,6 +55,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "hardswish": F.hardswish,
     "hardtanh": F.hardtanh,
     "leaky_relu": F.leaky_relu,
+    "levels": rounded_to_levels,
     "logsigmoid": F.logsigmoid,
     "mish": F.mish,
     "selu": F.selu,
@@ -55,6 +83,11 @@ class Pointwise:
     def signed(self) -> bool:
         """Whether some value is negative."""
         return self.name not in NEVER_NEGATIVE
+
+    @property
+    def step(self) -> float | None:
+        """What all values are whole multiples of, if there is such a number."""
+        return 1 / (int(self.args[0]) // 2) if self.name == "levels" else None
 
 
 class TableUnit(AbstractUnit):

@@ -19,6 +19,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from edgeq.errors import InputError
 from edgeq.export.moves import Geometry, Slice
+from edgeq.quant.codebook import Codewords
+from edgeq.quant.tables import Levels
 from edgeq.quant.trace_functions import check_operators, function_of
 from edgeq.quant.trace_moves import as_convolution, is_shape, moves_of, parts_of, shape_of, tensors, upsampled
 
@@ -27,7 +29,7 @@ RESERVED = ("image", "image_codes")  # the network's input, before and after it 
 SUPPORTED = (
     "Conv2d, ConvTranspose2d, Linear, BatchNorm, ReLU and other pointwise functions (docs/coverage.md), add, product "
     "of two tensors, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, mean over the plane, cat of channels, reshape, permute, "
-    "chunk, slices, upsampling by 'nearest', flatten, Dropout, Identity"
+    "chunk, slices, upsampling by 'nearest', nearest codewords (edgeq.quant.codebook), flatten, Dropout, Identity"
 )
 
 
@@ -38,10 +40,10 @@ class Op:
     Attributes:
         name: The module's path or the fx node's name, with dots turned into underscores.
         kind: "conv", "linear", "add", "mul", "relu", "table", "maxpool", "avgpool", "concat", "move", "flatten",
-            "dropout", "batchnorm".
+            "codebook", "dropout", "batchnorm".
         inputs: Names of the operators read ("image" for the network's input).
         shape: Output shape without the batch.
-        module: The layer, for conv, linear and batchnorm.
+        module: The layer, for conv, linear, batchnorm and codebook.
         norm: The BatchNorm that follows, if any.
         relu: None, infinity for ReLU, 6 for ReLU6.
         args: What else the kind needs (kernel, stride, padding, p, how, function).
@@ -61,7 +63,7 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]
     """Return the network's operators in order, layers fused with the BatchNorm and ReLU behind them."""
     check_operators(model)
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # whatever the user's forward raises under tracing
         raise InputError(
             f"expected a network that torch.fx can trace, got {type(model).__name__} which stopped with: {error}; "
@@ -82,6 +84,14 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Op, ...]
     finally:
         model.train(was_training)
     return _fuse(_read(graph))
+
+
+class _Tracer(fx.Tracer):
+    """Traces through all modules but torch's and ours, which are operators."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tell whether a module is one operator."""
+        return isinstance(m, (Codewords, Levels)) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Shapes(ShapeProp):
@@ -235,6 +245,8 @@ def _module(module: nn.Module, path: str, make: Callable[..., Op], node: fx.Node
             return _avgpool(path, make, *args, module.divisor_override)
         case nn.AdaptiveAvgPool2d():
             return _adaptive(path, make, module.output_size, node)
+        case Codewords():
+            return make("codebook", module=module)
         case nn.Flatten():
             return make("flatten")
         case nn.Dropout() | nn.Dropout2d():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from edgeq.errors import InputError
-from edgeq.quant.tables import Pointwise
+from edgeq.quant.tables import Levels, Pointwise
 
 # attributes of the module that are the function's arguments, in its order
 MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
@@ -18,6 +18,7 @@ MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.Hardswish: ("hardswish", ()),
     nn.Hardtanh: ("hardtanh", ("min_val", "max_val")),
     nn.LeakyReLU: ("leaky_relu", ("negative_slope",)),
+    Levels: ("levels", ("count",)),
     nn.LogSigmoid: ("logsigmoid", ()),
     nn.Mish: ("mish", ()),
     nn.SELU: ("selu", ()),

@@ -39,6 +39,7 @@ class WeightedUnit(AbstractUnit):
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         self.norm = norm
         self.is_affine = False  # one weight a channel, always 8 bits: a BatchNorm alone, what is made of pixels
+        self.shows_pixels = False  # the latter
         self.relu = relu  # None: no activation; inf: ReLU; 6: ReLU6
         self.weight_bits = weight_bits  # width of the network -> bits of this layer's weights
         self.input_bits = input_bits  # and of the codes that it reads

@@ -11,6 +11,7 @@ and w_scale[c] = m_c * 2^-n its factor is exactly ours, and `multiplier.py` show
 
     Conv        QLinearConv, int32 bias                  Linear     QGemm
     logits      MatMulInteger or ConvInteger, and an int32 Add
+    Codebook    ConvInteger, Add, ArgMax, Gather
     Add         QLinearAdd, scales m_a/2^n, m_b/2^n, 1   Rescale    QLinearAdd of the number 0, scale num/den
     Mul         QLinearMul, scales m/2^n, 1, 1           Table      Cast and Gather
     AvgPool     QLinearGlobalAveragePool with x_scale = M * area (the kernel divides it by the area), or, for windows,
@@ -30,6 +31,7 @@ from edgeq.errors import InputError
 from ..graph import (
     Add,
     AvgPool,
+    Codebook,
     Concat,
     Conv,
     Edge,
@@ -46,8 +48,9 @@ from ..graph import (
     reach,
 )
 from ..reference import half_even_ratio
+from .codebook import write_argmax, write_scores, write_words
 from .moves import write_move
-from .writer import LOGITS, MICROSOFT, Writer, check_ends, writer_for
+from .writer import MICROSOFT, Writer, check_ends, observed, output_name, writer_for
 
 if TYPE_CHECKING:
     import onnx
@@ -71,6 +74,7 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
     writer.w.add_weights([node for node in graph.nodes if isinstance(node, Conv | Linear)])
     for node in graph.nodes:
         writer.translate(node)
+    write_image(writer.w, graph)
     return writer.w.finish(graph)
 
 
@@ -82,7 +86,7 @@ def check(graph: IntegerGraph) -> None:
     """
     check_ends(graph)
     for name, edge in graph.edges.items():
-        if name != graph.output and edge.hi + zero_point(edge) > 255:
+        if (name != graph.output or graph.draws) and edge.hi + zero_point(edge) > 255:
             raise InputError(f"expected codes that fit into a byte, got {edge.lo}..{edge.hi} on {name!r}; narrow them")
 
 
@@ -107,6 +111,9 @@ class _Ort:
                 self._rescale(node)
             case Table():
                 self._look_up(node.name, node.input, node.table)
+            case Codebook():
+                out = self.graph.edges[node.name]
+                write_codebook(self.w, node, self.graph.edges[node.input], out)
             case PlaneSum():
                 write_plane_sum(self.w, node, self.graph)
             case Move():
@@ -268,6 +275,13 @@ def write_table(w: Writer, ends: tuple[str, str], table: np.ndarray, edge: Edge,
     w.node("Gather", [w.const(every), f"{ends[1]}:index"], ends[1])
 
 
+def write_codebook(w: Writer, node: Codebook, edge: Edge, out: Edge) -> None:
+    """Write the nearest codewords of uint8 codes, in integers."""
+    write_scores(w, node, w.name(node.input), zero_point(edge))
+    write_argmax(w, node)
+    write_words(w, node, node.name, zero=zero_point(out), kind=np.uint8)
+
+
 def write_plane_sum(w: Writer, node: PlaneSum, graph: IntegerGraph) -> None:
     """Write sums over the plane of uint8 codes: a convolution by ones, whose zero point makes them sums of codes."""
     edge = graph.edges[node.input]
@@ -296,6 +310,12 @@ def float_scale(
     return None
 
 
+def write_image(w: Writer, graph: IntegerGraph) -> None:
+    """Write the output of a network that draws: the bytes of its last edge, which are pixels."""
+    if graph.draws:
+        w.node("Identity", [graph.output], output_name(graph))
+
+
 def real(m: int | np.integer | np.ndarray, n: int) -> np.ndarray:
     """Return m * 2^-n, which float32 holds exactly."""
     return np.asarray(np.float32(m) * np.float32(2.0**-n))
@@ -308,8 +328,7 @@ def at_most(value: int, n: int) -> int:
 
 def observe(graph: IntegerGraph) -> dict[str, tuple[str, int]]:
     """Return for every node's edge the tensor of the model that carries it and the number that stands for code 0."""
-    zeros = {name: 0 if name == graph.output else zero_point(edge) for name, edge in graph.edges.items()}
-    return {node.name: (LOGITS if node.name == graph.output else node.name, zeros[node.name]) for node in graph.nodes}
+    return observed(graph, zero_point)
 
 
 def about(graph: IntegerGraph) -> dict[str, object]:

@@ -18,7 +18,8 @@ Half to even with non-negative integers alone (ONNX's Div truncates): with an ev
 Behind the limit nothing passes (hi + K + 1/2) * den, which is at most 2^24 where n is `shift_for`'s. So engines that
 compute int32 operators in float32 (OpenVINO's Div on a CPU does) still get every code right.
 
-Averages are ConvInteger with weights 1: its zero point makes padding count as code 0.
+Averages are ConvInteger with weights 1: its zero point makes padding count as code 0. ArgMax gives int64 by its
+definition: the numbers of codewords are the only tensors of that type.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from edgeq.errors import InputError
 from ..graph import (
     Add,
     AvgPool,
+    Codebook,
     Concat,
     Conv,
     Flatten,
@@ -46,7 +48,7 @@ from ..graph import (
     reach,
 )
 from .moves import write_move
-from .ort import check, observe, write_plane_sum, write_table, zero_point
+from .ort import check, observe, write_codebook, write_image, write_plane_sum, write_table, zero_point
 from .writer import Writer, writer_for
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
     writer = _Proof(graph, writer_for(graph))
     for node in graph.nodes:
         writer.translate(node)
+    write_image(writer.w, graph)
     return writer.w.finish(graph)
 
 
@@ -112,6 +115,8 @@ class _Proof:
             case Table():
                 edge, out = (self.graph.edges[name] for name in (node.input, node.name))
                 write_table(self.w, (self.w.name(node.input), node.name), node.table, edge, out)
+            case Codebook():
+                write_codebook(self.w, node, self.graph.edges[node.input], self.graph.edges[node.name])
             case PlaneSum():
                 write_plane_sum(self.w, node, self.graph)
             case Move():
@@ -252,5 +257,5 @@ def about(graph: IntegerGraph) -> dict[str, object]:
     """Return what the manifest says about running the model."""
     return {
         "engine": "any that knows ONNX's integer operators; slow in ONNX Runtime, which has no fused kernels for them",
-        "tensors": "uint8, int8 and int32; no float anywhere",
+        "tensors": "uint8, int8 and int32 (int64 for the numbers of codewords); no float anywhere",
     }

@@ -9,6 +9,7 @@ number of bits. Every tensor holds codes, not real values:
                   INT6; a range that is none of Quant's gets a Clip with whole limits first
     Add, Rescale  Mul by the short multipliers, or by a ratio with which all codes were tried
     Mul, Table    Mul, and Mul by the short multiplier; Sub, Cast to int32 and Gather
+    Codebook      scores as a layer's accumulators, ArgMax, Gather, Quant
     averages      sums of whole numbers (ReduceSum, or a depthwise Conv with 1-bit weights) and a Mul
     image         uint8 pixels: Cast, Sub 128, Quant
 
@@ -30,6 +31,7 @@ from ..graph import (
     INPUT_ZERO,
     Add,
     AvgPool,
+    Codebook,
     Concat,
     Conv,
     Flatten,
@@ -46,16 +48,17 @@ from ..graph import (
 )
 from ..multiplier import FLOAT32_EXACT
 from ..reference import half_even_ratio
+from .codebook import check_float, write_argmax, write_words
 from .moves import write_move
 from .ort import float_scale, real
 from .pieces import write_pieces
-from .writer import LOGITS, Writer, check_ends, writer_for
+from .writer import Writer, check_ends, observed, output_name, writer_for
 
 if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "qonnx.custom_op.general"
-FLOAT, INT32, UINT64 = 1, 6, 13  # of onnx.TensorProto
+FLOAT, UINT8, INT32, UINT64 = 1, 2, 6, 13  # of onnx.TensorProto
 VERSION = 13, 8  # opset and IR: 8 is the first with functions
 ONE, ZERO = np.float32(1), np.float32(0)
 
@@ -73,6 +76,8 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
     writer.image()
     for node in graph.nodes:
         writer.translate(node)
+    if graph.draws:
+        writer.drawn()
     model = writer.w.finish(graph)
     model.functions.append(quant_function())
     onnx.checker.check_model(model)
@@ -81,7 +86,7 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
 
 def observe(graph: IntegerGraph) -> dict[str, tuple[str, int]]:
     """Return for every node's edge the tensor of the model that carries it and the number that stands for code 0."""
-    return {node.name: (LOGITS if node.name == graph.output else node.name, 0) for node in graph.nodes}
+    return observed(graph, lambda edge: 0)
 
 
 def about(graph: IntegerGraph) -> dict[str, object]:
@@ -173,6 +178,8 @@ class _Qonnx:
                 self._rescale(node)
             case Table():
                 self._look_up(node)
+            case Codebook():
+                self._codebook(node)
             case PlaneSum():
                 axes, total = self.w.const(np.array([2, 3], np.int64)), f"{node.name}:sum"
                 self.w.node("ReduceSum", [codes_of(node.input), axes], total, keepdims=0)
@@ -209,6 +216,21 @@ class _Qonnx:
             source = f"{acc}:float"
         m = rq.m[:1] if (rq.m == rq.m[0]).all() else rq.m
         self._land(node.name, self._times(source, real(m.reshape(axes), rq.n)), (rq.lo, rq.hi))
+
+    def _codebook(self, node: Codebook) -> None:
+        check_float(node, self.graph.edges[node.input])
+        scores = node.scores
+        self._biased(scores, self._product(scores, scores.weight, f"{node.name}:acc:0"), (-1, 1, 1))
+        write_argmax(self.w, node)
+        write_words(self.w, node, f"{node.name}:words", zero=0, kind=np.float32)
+        edge = self.graph.edges[node.name]
+        self._quant(f"{node.name}:words", node.name, (edge.lo, edge.hi))
+
+    def drawn(self) -> None:
+        """Write the output of a network that draws."""
+        name = self.graph.output
+        self.w.node("Add", [name, self.w.const(np.float32(INPUT_ZERO))], f"{name}:pixels")
+        self.w.node("Cast", [f"{name}:pixels"], output_name(self.graph), to=UINT8)
 
     def _product(self, node: Conv | Linear, weight: np.ndarray, out: str) -> str:
         values = (weight if isinstance(node, Conv) else weight.T).astype(np.float32)

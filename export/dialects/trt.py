@@ -13,6 +13,7 @@ DQ -> operator -> Q into one int8 kernel; whoever does not fuse computes the sam
     Rescale       dequantized with the ratio, quantized with 1: all codes are tried here
     Mul           both inputs dequantized with 1, their product times m * 2^-n
     Table         Sub of the smallest code, Cast to int32, Gather
+    Codebook      scores in float32 (weight scale 1), the smallest number of a largest one (`codebook.py`), Gather
     averages      windows are depthwise convolutions with weights 1; the global one is a ReduceSum of whole numbers
                   below 2^24 (exact in any order) and a Mul, because a mean over 49 pixels would round
     image         uint8 pixels: Cast to float32, which is all that TensorRT allows on uint8, Sub 128, Q
@@ -35,6 +36,7 @@ from ..graph import (
     INPUT_ZERO,
     Add,
     AvgPool,
+    Codebook,
     Concat,
     Conv,
     Flatten,
@@ -52,15 +54,16 @@ from ..graph import (
 from ..multiplier import FLOAT32_EXACT, Requant
 from ..reference import half_even_ratio
 from ..trt_engine import trtexec
+from .codebook import check_float, write_lowest, write_words
 from .moves import write_move
 from .ort import at_most, float_scale, real
 from .pieces import write_pieces
-from .writer import LOGITS, Writer, check_ends, writer_for
+from .writer import Writer, check_ends, observed, output_name, writer_for
 
 if TYPE_CHECKING:
     import onnx
 
-FLOAT, INT32 = 1, 6  # of onnx.TensorProto
+FLOAT, UINT8, INT32 = 1, 2, 6  # of onnx.TensorProto
 LOW, HIGH = -128, 127
 VERSION = 19, 9  # opset and IR: TensorRT 10.0 knows opset 20; 19 is the first that onnx.reference has Q/DQ for
 
@@ -73,7 +76,7 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
     """
     check_ends(graph)
     for name, edge in graph.edges.items():
-        if name != graph.output and not LOW <= edge.lo <= edge.hi <= HIGH:
+        if (name != graph.output or graph.draws) and not LOW <= edge.lo <= edge.hi <= HIGH:
             raise InputError(
                 f"expected codes within {LOW}..{HIGH}, got {edge.lo}..{edge.hi} on {name!r}; TensorRT knows signed "
                 "bytes only: narrow them"
@@ -82,12 +85,18 @@ def build(graph: IntegerGraph) -> "onnx.ModelProto":
     writer.image()
     for node in graph.nodes:
         writer.translate(node)
+    if graph.draws:
+        writer.drawn()
     return writer.w.finish(graph)
 
 
 def observe(graph: IntegerGraph) -> dict[str, tuple[str, int]]:
     """Return for every node's edge the tensor of the model that carries it and the number that stands for code 0."""
-    return {node.name: (LOGITS if node.name == graph.output else node.name, 0) for node in graph.nodes}
+    return observed(graph, lambda edge: 0)
+
+
+_LOGITS = {"logits": "int32 network output, whole numbers in float32 before the Cast"}
+_IMAGE = {"drawn": "uint8 network output, whole numbers in float32 before the Cast"}
 
 
 def about(graph: IntegerGraph) -> dict[str, object]:
@@ -95,7 +104,7 @@ def about(graph: IntegerGraph) -> dict[str, object]:
     return {
         "engine": "TensorRT 10 or 11, strongly typed; an engine is built on the GPU that shall run it",
         "image": "uint8 network input; Cast, Sub 128 and QuantizeLinear of scale 1 make the int8 codes",
-        "logits": "int32 network output, whole numbers in float32 before the Cast",
+        **(_IMAGE if graph.draws else _LOGITS),
         "weights": "int8 at every width: TensorRT has no convolution below 8 bits",
         "trtexec": trtexec(graph),
         "run_in_tensorrt": False,  # the certificate names the engines that did run
@@ -129,6 +138,8 @@ class _Trt:
                 self._rescale(node)
             case Table():
                 self._look_up(node)
+            case Codebook():
+                self._codebook(node)
             case PlaneSum():
                 axes, total = self.w.const(np.array([2, 3], np.int64)), f"{node.name}:sum"
                 self.w.node("ReduceSum", [self._float(node.input), axes], total, keepdims=0)
@@ -172,6 +183,21 @@ class _Trt:
             return
         top = at_most(int(np.max(reach(node, edge) * rq.m.astype(np.int64))), rq.n)
         self._land(node.name, acc, (rq.lo, rq.hi), (-top, top))
+
+    def _codebook(self, node: Codebook) -> None:
+        """Write float scores, whole numbers below 2^24, the smallest number of a largest one, and the codeword."""
+        check_float(node, self.graph.edges[node.input])
+        inputs = [self._float(node.input), *self._layer(node.scores)]
+        self.w.node("Conv", inputs, f"{node.name}:acc", kernel_shape=(1, 1))
+        write_lowest(self.w, node)
+        write_words(self.w, node, f"{node.name}:words", zero=0, kind=np.float32)
+        self._quantize(f"{node.name}:words", node.name)
+
+    def drawn(self) -> None:
+        """Write the output of a network that draws."""
+        name = self.graph.output
+        self.w.node("Add", [self._float(name), self.w.const(np.float32(INPUT_ZERO))], f"{name}:pixels")
+        self.w.node("Cast", [f"{name}:pixels"], output_name(self.graph), to=UINT8)
 
     def _layer(self, node: Conv | Linear) -> list[str]:
         """Return the float weight and bias of a layer, in units of the output code."""

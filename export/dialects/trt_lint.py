@@ -48,7 +48,7 @@ OPERATORS = {
         "Split",
     ),
     *("Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Resize", "Softmax", "Tanh", "Identity", "HardSwish"),
-    *("Gather", "Expand"),
+    *("Gather", "Expand", "ReduceMax", "ReduceMin", "Equal", "Where"),
 }
 
 

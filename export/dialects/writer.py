@@ -5,7 +5,7 @@ Weights of 8 bits are INT8 initializers; of 4 and 2 bits INT4 and INT2 initializ
 chain of standard operators that unpacks it and splits it into layers. ONNX Runtime evaluates either while it loads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,39 +13,58 @@ import numpy as np
 from edgeq import __version__
 from edgeq.errors import InputError
 
-from ..graph import INPUT, Conv, IntegerGraph, Linear, gives_sums
+from ..graph import INPUT, INPUT_ZERO, Conv, Edge, IntegerGraph, Linear
 from ..pack import pack_planes, planes
 
 if TYPE_CHECKING:
     import onnx
 
-LOGITS = "logits"  # name of the model's output
+LOGITS, DRAWN = "logits", "drawn"  # name of the model's output
 MICROSOFT = "com.microsoft"
 LARGEST_MODEL = (1 << 31) - (1 << 24)  # bytes of weights; the rest is left to operators and names
 TYPED_BITS = {8: (18, 8), 4: (21, 10), 2: (25, 13)}  # widths with an ONNX type -> first opset, its IR version
 
 
 def check_ends(graph: IntegerGraph) -> None:
-    """Check that the graph ends in logits and that their name is free.
+    """Check that the graph ends in logits or in an image, and that the output's name is free.
 
     Raises:
         InputError: It is not so.
     """
-    last = graph.nodes[-1]
-    if not gives_sums(last):
+    last, edge = graph.nodes[-1], graph.edges[graph.output]
+    codes = edge.lo, edge.hi, len(edge.shape)
+    if graph.draws and not (isinstance(last, Conv) and codes == (-INPUT_ZERO, 255 - INPUT_ZERO, 3)):
         raise InputError(
-            f"expected a last layer that gives int32 sums, got {type(last).__name__} {last.name!r}; end in a plain "
-            "Linear or Conv"
+            f"expected a last layer that gives int32 sums or, as a Conv, an image, got {type(last).__name__} "
+            f"{last.name!r}; end in a plain Linear or Conv"
         )
-    if LOGITS in {node.name for node in graph.nodes[:-1]}:
-        raise InputError(
-            f"expected the name {LOGITS!r} for the output alone, got an inner layer of that name; rename it"
-        )
+    name = output_name(graph)
+    if name in {node.name for node in (graph.nodes if graph.draws else graph.nodes[:-1])}:
+        raise InputError(f"expected the name {name!r} for the output alone, got an inner layer of that name; rename it")
+
+
+def output_name(graph: IntegerGraph) -> str:
+    """Return the name of the model's output."""
+    return DRAWN if graph.draws else LOGITS
+
+
+def observed(graph: IntegerGraph, zero: Callable[[Edge], int]) -> dict[str, tuple[str, int]]:
+    """Return for every node's edge the tensor of the model that carries it and the number that stands for code 0.
+
+    Args:
+        graph: The graph.
+        zero: That number on an inner edge.
+    """
+    found = {node.name: (node.name, zero(graph.edges[node.name])) for node in graph.nodes}
+    return {**found, graph.output: (output_name(graph), INPUT_ZERO if graph.draws else 0)}
 
 
 def writer_for(graph: IntegerGraph, version: tuple[int, int] = TYPED_BITS[8]) -> "Writer":
-    """Return an empty writer whose model takes `image` and gives `logits`, of at least an (opset, IR version)."""
-    return Writer({INPUT: INPUT, graph.output: LOGITS}, version)
+    """Return an empty writer whose model takes `image` and gives `logits`, of at least an (opset, IR version).
+
+    The codes of an image that is drawn lie in a tensor of their own, from which the dialect makes the output.
+    """
+    return Writer({INPUT: INPUT} if graph.draws else {INPUT: INPUT, graph.output: LOGITS}, version)
 
 
 class Writer:
@@ -101,7 +120,7 @@ class Writer:
             self._unpacked(group, bits)
 
     def finish(self, graph: IntegerGraph) -> "onnx.ModelProto":
-        """Return the checked model: uint8 images in, int32 logits out.
+        """Return the checked model: uint8 images in, int32 logits or uint8 images out.
 
         Raises:
             InputError: Its weights are too large for one file.
@@ -117,10 +136,11 @@ class Writer:
             )
         image = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", *graph.input_shape])
         shape = ["batch", *graph.edges[graph.output].shape]
-        logits = helper.make_tensor_value_info(LOGITS, TensorProto.INT32, shape)
+        kind = TensorProto.UINT8 if graph.draws else TensorProto.INT32
+        output = helper.make_tensor_value_info(output_name(graph), kind, shape)
         opset, ir_version = self._version
         imports = [helper.make_opsetid(domain, 1 if domain else opset) for domain in sorted(self._domains)]
-        body = helper.make_graph(self._nodes, graph.name, [image], [logits], self._initializers)
+        body = helper.make_graph(self._nodes, graph.name, [image], [output], self._initializers)
         model = helper.make_model(
             body, opset_imports=imports, ir_version=ir_version, producer_name="edgeq", producer_version=__version__
         )

@@ -95,10 +95,10 @@ def onnx_original(model: "onnx.ModelProto | bytes | str", level: str = "all") ->
 
     from ..dialects.qonnx import DOMAIN, quant_function
     from ..engines import session
-    from .qdq import _loaded
+    from ..modelfile import loaded
 
     read = onnx.ModelProto()
-    read.CopyFrom(_loaded(model))
+    read.CopyFrom(loaded(model))
     if any(node.domain == DOMAIN for node in read.graph.node) and not read.functions:
         function = quant_function()
         next(item for item in read.opset_import if item.domain == DOMAIN).version = 1

@@ -15,6 +15,7 @@ from edgeq.errors import InputError
 from edgeq.pixels import Pixels
 
 from ..graph import IntegerGraph
+from ..modelfile import loaded
 from .build import SPAN, Builder
 from .meaning import Codes, Grid, Pending, Weight
 from .operators import OPERATORS, attributes, clip_ends, refused
@@ -67,32 +68,11 @@ def import_onnx(
     Raises:
         InputError: The file is no ONNX model, or something in it has no integer form; the operator is named.
     """
-    read, pixels = _loaded(model), pixels or Pixels()
+    read, pixels = loaded(model), pixels or Pixels()
     readers = [_Reader(read, pixels, long) for long in (False, True)]
     short, long = (reader.run(name, classes) for reader in readers)
     first = readers[0]
     return Imported(short, long, first.observed, first.output, first.builder.change, tuple(first.builder.notes), pixels)
-
-
-def _loaded(model: "str | os.PathLike[str] | bytes | onnx.ModelProto") -> "onnx.ModelProto":
-    import onnx
-
-    if isinstance(model, onnx.ModelProto):
-        return model
-    try:
-        if isinstance(model, bytes):
-            read = onnx.load_from_string(model)
-            onnx.checker.check_model(read)
-        else:
-            read = onnx.load(os.fspath(model))  # with the weights that lie beside it
-            onnx.checker.check_model(os.fspath(model))
-    except OSError as error:
-        raise InputError(f"expected an ONNX file, got {model} ({error.strerror}); name one that can be read") from error
-    except Exception as error:  # protobuf and the checker have no common base
-        where = "bytes" if isinstance(model, bytes) else model
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"expected an ONNX model, got {where} ({reason}); export it again") from error
-    return read
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,33 @@ from edgeq.calib import MinMax, calibrate
 from edgeq.calib.walk import evaluating, product
 
 
+def _entering(net, images: torch.Tensor, name: str, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the variance of what enters a layer's BatchNorm in the deployed network."""
+    with evaluating(net, bits), torch.no_grad():
+        values = net.values(images, keep=net.names)
+        read = next(step.inputs[0] for step in net.steps if step.name == name)
+        unit = net.units[name]
+        y = product(unit, values[read].real, bits, round_weights=bits != 32)
+        y = y if unit.bias is None else y + unit.bias.reshape(1, -1, 1, 1)
+        variance, mean = torch.var_mean(y, (0, 2, 3))
+    return mean, variance
+
+
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("batch_size", [24, 8])
-def test_batchnorm_sees_what_the_deployed_layers_read(net, images, bits: int, batch_size: int) -> None:
+@pytest.mark.parametrize("beside", [True, False])
+def test_batchnorm_sees_what_the_deployed_layers_read(make, images, bits: int, batch_size: int, beside: bool) -> None:
+    """Beside 32 bits it takes what rounding changes, without them what there is."""
+    net = make(bits=(32, bits) if beside else (bits,))
     calibrate(net, images, bits=(bits,), sequential=True, batch_size=batch_size)
-    with evaluating(net, bits):
-        values = net.values(images, keep=net.names)
-    inputs = {step.name: step.inputs[0] for step in net.steps}
     for name in ("first", "left", "right"):
-        unit = net.units[name]
-        y = product(unit, values[inputs[name]].real, bits, round_weights=True).detach()
-        y = y if unit.bias is None else y + unit.bias.detach().reshape(1, -1, 1, 1)
-        variance, mean = torch.var_mean(y, (0, 2, 3))
-        norm = unit.norm.at(bits)
-        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-5)  # float32 sums in another order
-        torch.testing.assert_close(norm.running_var, variance, rtol=1e-4, atol=1e-5)
+        norm, (mean, variance) = net.units[name].norm, _entering(net, images, name, bits)
+        if beside:
+            plain, spread = _entering(net, images, name, 32)
+            mean = norm.at(32).running_mean + mean - plain
+            variance = norm.at(32).running_var * variance / spread
+        torch.testing.assert_close(norm.at(bits).running_mean, mean, rtol=1e-4, atol=1e-5)  # sums in another order
+        torch.testing.assert_close(norm.at(bits).running_var, variance, rtol=1e-4, atol=1e-5)
 
 
 def test_without_rounding_to_speak_of_it_is_the_plain_calibration(make, images) -> None:

@@ -16,7 +16,7 @@ from edgeq.export.reference import run
 from edgeq.quant.bits import at_bits
 from edgeq.quant.convert import multibit
 from edgeq.quant.network import MultiBitNet
-from edgeq.quant.tables import FUNCTIONS
+from edgeq.quant.tables import FUNCTIONS, Levels
 
 SIDE = 8
 
@@ -107,6 +107,7 @@ ACTIVATIONS = {
     "hardswish": nn.Hardswish(),
     "hardtanh": nn.Hardtanh(-0.5, 0.75),
     "leaky_relu": nn.LeakyReLU(0.2),
+    "levels": Levels(5),
     "logsigmoid": nn.LogSigmoid(),
     "mish": nn.Mish(),
     "selu": nn.SELU(),

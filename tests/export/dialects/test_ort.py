@@ -153,7 +153,7 @@ def test_codes_beyond_a_byte_are_refused(graphs) -> None:
 def test_a_graph_without_logits_is_refused(graphs) -> None:
     b = graphs.Builder()
     b.conv(INPUT, 4)
-    with pytest.raises(InputError, match="gives int32 sums, got Conv 'conv0'; end in a plain"):
+    with pytest.raises(InputError, match="gives int32 sums or, as a Conv, an image, got Conv 'conv0'; end in a plain"):
         build(IntegerGraph("open", 8, tuple(b.nodes), b.edges), "ort")
 
 

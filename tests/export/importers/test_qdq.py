@@ -48,10 +48,13 @@ def test_another_view_of_pixels_is_a_table_fitted(tmp_path: Path, tools) -> None
     assert result.layers[0].name == "pixels" and result.layers[0].differ < result.layers[0].codes // 50
 
 
-def _conv_net(**changes) -> onnx.ModelProto:
-    """One convolution between quantizers, of which a test spoils something."""
-    given = {"op": "Conv", "zero": np.uint8(0), "quantize": True, "out": 1, "scale": np.float32(0.02), "middle": "Relu"}
-    given |= {"undo": None, "kind": TensorProto.FLOAT, "plus": None, "flat": None, "block": 0, "dtype": 0} | changes
+def _node(op: str, inputs: str, outputs: str, **attributes) -> onnx.NodeProto:
+    names = outputs.split()
+    return helper.make_node(op, inputs.split(), names, name=names[0], **attributes)
+
+
+def _conv_net(*nodes: onnx.NodeProto, kind=TensorProto.FLOAT, ends=("logits",), **constants) -> onnx.ModelProto:
+    """One convolution between quantizers; what is given takes the place of its name's, other nodes follow it."""
     rng = np.random.default_rng(0)
     values = {
         "xs": np.float32(0.02),
@@ -59,56 +62,46 @@ def _conv_net(**changes) -> onnx.ModelProto:
         "w": rng.integers(-100, 100, (4, 3, 3, 3)).astype(np.int8),
         "ws": np.array([0.01, 0.02, 0.03, 0.01], np.float32),
         "wz": np.zeros(4, np.int8),
-        "ys": given["scale"],
-        "yz": given["zero"],
-        "undo": given["zero"] if given["undo"] is None else given["undo"],
+        "ys": np.float32(0.02),
+        "yz": np.uint8(0),
         "l": rng.integers(-100, 100, (4, 5)).astype(np.int8),
         "ls": np.float32(0.01),
         "lz": np.int8(0),
     }
-    values |= {name: changes[name] for name in values.keys() & changes.keys() if name != "undo"}
-    second = given["op"] == "MaxPool"
-    blocks = {"block_size": given["block"]} if given["block"] else {}
-    if blocks:
-        values["wz"] = np.zeros(given["ws"].shape, np.int8)
-    first = ["xd" if given["quantize"] else "x", "wd"]
-    layer = helper.make_node(given["op"], first, ["c"], name="conv")
-    if second:
-        layer = helper.make_node("MaxPool", ["xd"], ["c", "second"], name="conv", kernel_shape=[2, 2])
-    source = "second" if second else "c"
-    plus = []
-    if given["plus"] is not None:
-        values["p"], source = given["plus"], "cp"
-        plus = [helper.make_node("Add", ["c", "p"], ["cp"], name="plus")]
-    flat = helper.make_node("Flatten", ["gd"], ["f"])
-    if given["flat"]:
-        values["target"] = np.array(given["flat"], np.int64)
-        flat = helper.make_node("Reshape", ["gd", "target"], ["f"], name="flat")
-    quant, pair = ["r", "ys", "yz"], ["rq", "ys", "undo"]
-    typed = {}
-    if given["dtype"]:
-        quant, pair, typed = quant[:2], ["rq", "ys"], {"output_dtype": given["dtype"]}
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
-        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1 if blocks else 0, **blocks),
-        layer,
-        *plus,
-        helper.make_node(given["middle"], [source], ["r"], name="middle"),
-        helper.make_node("QuantizeLinear", quant, ["rq"], name="quant", **typed),
-        helper.make_node("DequantizeLinear", pair, ["rd"]),
-        helper.make_node("GlobalAveragePool", ["rd"], ["g"]),
-        helper.make_node("QuantizeLinear", ["g", "ys", "yz"], ["gq"]),
-        helper.make_node("DequantizeLinear", ["gq", "ys", "yz"], ["gd"]),
-        flat,
-        helper.make_node("DequantizeLinear", ["l", "ls", "lz"], ["ld"]),
-        helper.make_node("MatMul", ["f", "ld"], ["logits"]),
+    usual = [
+        _node("QuantizeLinear", "x xs xz", "xq"),
+        _node("DequantizeLinear", "xq xs xz", "xd"),
+        _node("DequantizeLinear", "w ws wz", "wd", axis=0),
+        _node("Conv", "xd wd", "conv"),
     ]
-    ends = [helper.make_tensor_value_info("x", given["kind"], ["n", 3, 16, 16])]
-    ends += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "r")[: given["out"]]]
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
+    rest = [
+        _node("Relu", "conv", "relu"),
+        _node("QuantizeLinear", "relu ys yz", "rq"),
+        _node("DequantizeLinear", "rq ys yz", "rd"),
+        _node("GlobalAveragePool", "rd", "g"),
+        _node("QuantizeLinear", "g ys yz", "gq"),
+        _node("DequantizeLinear", "gq ys yz", "gd"),
+        _node("Flatten", "gd", "flat"),
+        _node("DequantizeLinear", "l ls lz", "ld"),
+        _node("MatMul", "flat ld", "logits"),
+    ]
+    given = {node.name: node for node in nodes}
+    names = {node.name for node in usual + rest}
+    whole = [*usual, *(node for node in nodes if node.name not in names), *rest]
+    infos = [helper.make_tensor_value_info("x", kind, ["n", 3, 16, 16])]
+    infos += [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ends]
+    arrays = [numpy_helper.from_array(np.asarray(value), name) for name, value in (values | constants).items()]
+    graph = helper.make_graph([given.get(node.name, node) for node in whole], "net", infos[:1], infos[1:], arrays)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def _quantized_as(kind: int) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    return _node("QuantizeLinear", "relu ys", "rq", output_dtype=kind), _node("DequantizeLinear", "rq ys", "rd")
+
+
+PLUS = (_node("Add", "conv p", "plus"), _node("Relu", "plus", "relu"))
+RESHAPE = _node("Reshape", "gd target", "flat")
+BLOCKS = _node("DequantizeLinear", "w ws wz", "wd", axis=1, block_size=2)
 
 
 def test_float_logits_are_the_accumulators(tools) -> None:
@@ -121,20 +114,19 @@ def test_float_logits_are_the_accumulators(tools) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "model",
     [
-        {"dtype": TensorProto.INT8},
-        {"dtype": TensorProto.UINT4, "scale": np.float32(0.3)},
-        {"plus": np.array([0.5, -0.5, 1.0, 0.0], np.float32).reshape(4, 1, 1)},
-        {"plus": np.float32(0.25)},
-        {"flat": [0, -1]},
-        {"flat": [-1, 4]},
-        {"ws": np.array([0.01, 0.0, 1e-9, 0.02], np.float32), "plus": np.full((1, 4, 1, 1), 0.7, np.float32)},
+        _conv_net(*_quantized_as(TensorProto.INT8)),
+        _conv_net(*_quantized_as(TensorProto.UINT4), ys=np.float32(0.3)),
+        _conv_net(*PLUS, p=np.array([0.5, -0.5, 1.0, 0.0], np.float32).reshape(4, 1, 1)),
+        _conv_net(*PLUS, p=np.float32(0.25)),
+        _conv_net(RESHAPE, target=np.array([0, -1])),
+        _conv_net(RESHAPE, target=np.array([-1, 4])),
+        _conv_net(*PLUS, ws=np.array([0.01, 0, 1e-9, 0.02], np.float32), p=np.full((1, 4, 1, 1), 0.7, np.float32)),
     ],
 )
-def test_every_spelling_has_the_originals_codes(tools, changes: dict) -> None:
-    model, images = _conv_net(**changes), tools.images(8)
-    imported = import_onnx(model)
+def test_every_spelling_has_the_originals_codes(tools, model: onnx.ModelProto) -> None:
+    imported, images = import_onnx(model), tools.images(8)
     ties = agreement(imported, onnx_original(model), images, graph=imported.long)
     assert ties.codes > 8000 and ties.differ <= ties.codes // 200 and ties.largest <= 1
     assert ties.same_class == 8
@@ -142,38 +134,50 @@ def test_every_spelling_has_the_originals_codes(tools, changes: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("model", "message"),
     [
-        ({"quantize": False}, "expected quantized inputs, got a float tensor at Conv 'conv'"),
-        ({"middle": "Sigmoid"}, "got Sigmoid 'middle'"),
+        (_conv_net(_node("Conv", "x wd", "conv")), "expected quantized inputs, got a float tensor at Conv 'conv'"),
+        (_conv_net(_node("Sigmoid", "conv", "relu")), "got Sigmoid 'relu'"),
         (
-            {"scale": np.array([0.1, 0.2, 0.3, 0.4], np.float32)},
-            "expected one scale for an activation, got QuantizeLinear 'quant'",
+            _conv_net(ys=np.array([0.1, 0.2, 0.3, 0.4], np.float32)),
+            "expected one scale for an activation, got QuantizeLinear 'rq'",
         ),
-        ({"zero": np.int16(0)}, "expected codes of at most 8 bits, got int16 at QuantizeLinear 'quant'"),
-        ({"zero": np.uint8(255), "middle": "Relu"}, "expected codes around 0 at 'conv'"),
-        ({"out": 2}, "expected one input and one output, got 1 and 2"),
-        ({"undo": np.uint8(3)}, "expected the zero point of its QuantizeLinear, got 3 for 0 at DequantizeLinear"),
-        ({"scale": np.float32(0)}, "expected a positive scale, got 0.0 at QuantizeLinear 'quant'"),
-        ({"scale": np.float32("nan")}, "expected a positive scale, got nan at QuantizeLinear 'quant'"),
-        ({"kind": TensorProto.UINT8}, "expected the float image as input, got UINT8 at 'x'"),
+        (_conv_net(yz=np.int16(0)), "expected codes of at most 8 bits, got int16 at QuantizeLinear 'rq'"),
+        (_conv_net(yz=np.uint8(255)), "expected codes around 0 at 'conv'"),
+        (_conv_net(ends=("logits", "relu")), "expected one input and one output, got 1 and 2"),
         (
-            {"plus": np.ones(16, np.float32)},
+            _conv_net(_node("DequantizeLinear", "rq ys undo", "rd"), undo=np.uint8(3)),
+            "expected the zero point of its QuantizeLinear, got 3 for 0 at DequantizeLinear 'rd'",
+        ),
+        (_conv_net(ys=np.float32(0)), "expected a positive scale, got 0.0 at QuantizeLinear 'rq'"),
+        (_conv_net(ys=np.float32("nan")), "expected a positive scale, got nan at QuantizeLinear 'rq'"),
+        (_conv_net(kind=TensorProto.UINT8), "expected the float image as input, got UINT8 at 'x'"),
+        (
+            _conv_net(*PLUS, p=np.ones(16, np.float32)),
             r"expected one number for each channel, got the shape \(16,\) at Add 'plus'",
         ),
-        ({"plus": np.ones((1, 4, 16, 1), np.float32)}, "expected one number for each channel, got the shape"),
-        ({"flat": [-1, 2]}, "expected all axes but the batch in one, got Reshape 'flat'"),
-        ({"flat": [7, -1]}, "expected all axes but the batch in one, got Reshape 'flat'"),
-        ({"ws": np.ones((4, 2, 1, 1), np.float32), "block": 2}, "expected one scale, or one for each channel"),
-        ({"ws": np.array([0.01, -1, 1, 1], np.float32)}, "expected scales of 0 or more, got -1.0 at DequantizeLinear"),
-        ({"op": "MaxPool"}, "expected first outputs of operators alone, got 'second' at Relu 'middle'"),
-        ({"wz": np.full(4, -100, np.int8)}, "zero point 0 at 'conv', got codes"),
-        ({"l": np.ones((3, 5), np.int8)}, "expected tensors whose shapes fit"),
+        (_conv_net(*PLUS, p=np.ones((1, 4, 16, 1), np.float32)), "expected one number for each channel, got the shape"),
+        (_conv_net(RESHAPE, target=np.array([-1, 2])), "expected all axes but the batch in one, got Reshape 'flat'"),
+        (_conv_net(RESHAPE, target=np.array([7, -1])), "expected all axes but the batch in one, got Reshape 'flat'"),
+        (
+            _conv_net(BLOCKS, ws=np.ones((4, 2, 1, 1), np.float32), wz=np.zeros((4, 2, 1, 1), np.int8)),
+            "expected one scale, or one for each channel",
+        ),
+        (
+            _conv_net(ws=np.array([0.01, -1, 1, 1], np.float32)),
+            "expected scales of 0 or more, got -1.0 at DequantizeLinear 'wd'",
+        ),
+        (
+            _conv_net(_node("MaxPool", "xd", "conv second", kernel_shape=[2, 2]), _node("Relu", "second", "relu")),
+            "expected first outputs of operators alone, got 'second' at Relu 'relu'",
+        ),
+        (_conv_net(wz=np.full(4, -100, np.int8)), "zero point 0 at 'conv', got codes"),
+        (_conv_net(l=np.ones((3, 5), np.int8)), "expected tensors whose shapes fit"),
     ],
 )
-def test_what_has_no_integer_form_is_named(changes: dict, message: str) -> None:
+def test_what_has_no_integer_form_is_named(model: onnx.ModelProto, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        import_onnx(_conv_net(**changes))
+        import_onnx(model)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
