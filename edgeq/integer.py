@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, UInt8
 
 from edgeq.data import ImageFiles, Split, batches
 from edgeq.errors import InputError
@@ -20,7 +20,7 @@ from edgeq.quant.network import MultiBitNet
 if TYPE_CHECKING:
     import onnxruntime
 
-Logits = Int32[np.ndarray, "n classes *plane"]
+Logits = Int[np.ndarray, "n classes *plane"]  # of a model int32; sums of several draws may need int64
 Model = Callable[[UInt8[np.ndarray, "n c h w"]], Logits]
 
 

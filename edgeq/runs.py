@@ -93,6 +93,8 @@ def read_info(folder: Path) -> RunInfo:
     if not folder.is_dir():
         raise InputError(f"expected a run folder, got {folder}, which is not there; train one with edgeq train --out")
     body = read_json(folder / CONFIG)
+    if isinstance(body, dict) and "purifier" in body:
+        raise InputError(f"expected a classifier's run in {folder}, got a purifier's; edgeq export and purify take it")
     try:
         if body["format"] != FORMAT:
             raise InputError(

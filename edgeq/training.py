@@ -173,7 +173,7 @@ class _Trainer:
             self._refresh(active)
             if self.average is not None:
                 self.average.adopt_statistics(self.net)
-        self.objective.prepare(self._setting(epoch))
+        self.objective.prepare(self._setting(epoch, active))
         self.net.train()
         self.net.width.deployed = epoch >= self.frozen_from
         saved = time.monotonic()
@@ -230,7 +230,7 @@ class _Trainer:
         if diverged:
             return {**values, "loss": math.nan}
         self.fabric.backward(losses["loss"])
-        update(self.net, optimizer)
+        update(self.net, optimizer, clip=self.objective.clip)
         return values
 
     def _key(self, epoch: int, batch: int) -> Key:
@@ -240,12 +240,13 @@ class _Trainer:
         """Make what is random inside the network (dropout) a function of the place in the run, like the images."""
         torch.manual_seed(generator("network", *self._key(epoch, batch)).initial_seed())
 
-    def _setting(self, epoch: int) -> Setting:
+    def _setting(self, epoch: int, active: tuple[int, ...]) -> Setting:
         return Setting(
             epoch,
             self.config.epochs,
             self.out,
             self._some_images,
+            active,
             main=self.main,
             wait=lambda: self.fabric.barrier(),
             interrupt=self._interrupt,

@@ -42,7 +42,7 @@ class AbstractAttacking(AbstractCommand, ABC):
         quick: A first look: 100 images, 6x6, located and gap, each and joint, little effort.
         random: Also attack a network that draws a width for every image; "joint" is its white box.
         simulated: Leave the integer models in ONNX Runtime out.
-        seed: Decides images and patches.
+        seed: Decides images, patches and a purifier's noise.
         device: Where to make the patches.
     """
 

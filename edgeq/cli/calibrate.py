@@ -37,7 +37,8 @@ class Calibrate(AbstractCommand):
         images: Training images to look at.
         passes: What improves the result, always in the order equalise, rounding, bias.
         per_tensor: One weight step for a whole layer, as some hardware wants it, instead of one for each channel.
-        sequential: Look at each edge after those before it were rounded; better at few bits, one pass per width.
+        sequential: Look at each edge after those before it were rounded, with the width's own BatchNorm: for networks
+            that were trained at several widths. One pass per width.
         model: Network of the float weights, as for edgeq train.
         weights: A float state dict as safetensors.
         mean: Of float weights: they were trained on x = (pixel / 255 - mean) / std; one number, or one per channel.

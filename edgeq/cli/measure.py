@@ -40,8 +40,13 @@ def load_fitting(spec: str, classes: tuple[str, ...], shape: tuple[int, ...]) ->
     """Load a data set for a network that is already there: its image size, and the same classes.
 
     Raises:
-        InputError: The data set has other classes.
+        InputError: The data set has other classes, or the network none.
     """
+    if not classes:
+        raise InputError(
+            "expected a network that names classes, got an artefact that draws images; put it before a classifier: "
+            "edgeq evaluate RUN|ART --purifier"
+        )
     dataset = load(spec, seed=0, image_size=shape[1])
     if dataset.classes != classes:
         raise InputError(

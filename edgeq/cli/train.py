@@ -62,6 +62,7 @@ class Train(AbstractCommand):
         pairs: Random pairs of widths compared in a step; 0 for all.
         penalty_share: Share of the patched images that the penalties are computed on.
         taps: Steps of the network whose features are compared; chosen from its stages by default.
+        clip: triqdef: largest norm of a step's gradient, 0 for any.
         alpha: Weight of edges in the penalties.
         beta: Weight of orientations in the penalties.
         channels: Compare the maps of each channel, or their mean.
@@ -118,6 +119,7 @@ class Train(AbstractCommand):
     pairs: int = 0
     penalty_share: float = 0.5
     taps: tuple[str, ...] = ()
+    clip: float = 3.0
     alpha: float = 0.5
     beta: float = 1.0
     channels: Literal["each", "mean"] = "each"
@@ -235,6 +237,7 @@ class Train(AbstractCommand):
             pairs=self.pairs,
             share=self.penalty_share,
             taps=self.taps,
+            clip=self.clip,
             alignment=Alignment(
                 alpha=self.alpha, beta=self.beta, channels=self.channels, centred=self.centred, excess=self.excess
             ),

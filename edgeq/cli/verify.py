@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from edgeq.cli.command import AbstractCommand, Document, Failed, MaybeData
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeq.export import Artefact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +37,7 @@ class Verify(AbstractCommand):
         with talk.busy("loading torch"):
             from edgeq.export import load, verify
         artefact = load(self.folder)
-        inputs = None
-        if self.data:
-            from edgeq.cli.measure import load_fitting
-            from edgeq.data import batches
-
-            dataset = load_fitting(self.data, artefact.labels, artefact.graph.input_shape)
-            inputs = next(iter(batches(dataset.test, self.images)))[0].numpy()
+        inputs = self._inputs(artefact) if self.data else None
         with talk.busy(f"proving {self.folder} ({len(artefact.graph.nodes)} layers)"):
             certificate = verify(artefact, inputs=inputs)
         document = {"artefact": str(self.folder), **certificate.as_dict()}
@@ -61,6 +60,18 @@ class Verify(AbstractCommand):
                 document,
             )
         return document
+
+    def _inputs(self, artefact: "Artefact") -> "np.ndarray":
+        """Return test images; those before a purifier may be of any classes."""
+        from edgeq.cli.measure import load_fitting
+        from edgeq.data import batches, load
+
+        shape = artefact.graph.input_shape
+        if artefact.graph.draws:
+            dataset = load(self.data, seed=0, image_size=shape[1])
+        else:
+            dataset = load_fitting(self.data, artefact.labels, shape)
+        return next(iter(batches(dataset.test, self.images)))[0].numpy()
 
 
 def _proof_rows(certificate) -> list[tuple[str, str, str]]:

@@ -1,19 +1,30 @@
-"""Purifiers, one file each: small networks that clean an image before a classifier sees it."""
+"""Purifiers, one file each: networks that clean an image before a classifier sees it; and a shield of features."""
 
 from edgeq.purifiers.alp import ALP as ALP
+from edgeq.purifiers.base import AbstractGuard as AbstractGuard
 from edgeq.purifiers.base import AbstractPurifier as AbstractPurifier
 from edgeq.purifiers.base import Draw as Draw
-from edgeq.purifiers.base import Purified as Purified
 from edgeq.purifiers.config import METHODS as METHODS
 from edgeq.purifiers.config import Method as Method
 from edgeq.purifiers.config import PurifierConfig as PurifierConfig
+from edgeq.purifiers.deployed import Purified as Purified
+from edgeq.purifiers.evaluate import clean_measures as clean_measures
 from edgeq.purifiers.evaluate import fidelity as fidelity
 from edgeq.purifiers.evaluate import purified_accuracies as purified_accuracies
+from edgeq.purifiers.evaluate import purified_integer as purified_integer
 from edgeq.purifiers.folders import PurifierInfo as PurifierInfo
+from edgeq.purifiers.folders import load_guard as load_guard
 from edgeq.purifiers.folders import load_purifier as load_purifier
 from edgeq.purifiers.folders import srl_from as srl_from
+from edgeq.purifiers.folders import towers_of as towers_of
+from edgeq.purifiers.openclip import OpenClip as OpenClip
 from edgeq.purifiers.purevq import PureVQ as PureVQ
+from edgeq.purifiers.shield import Shield as Shield
+from edgeq.purifiers.shield import shield_from as shield_from
+from edgeq.purifiers.shielded import Shielded as Shielded
+from edgeq.purifiers.shielded import shielded as shielded
 from edgeq.purifiers.srl import SRL as SRL
+from edgeq.purifiers.towers import Towers as Towers
 from edgeq.purifiers.training import Progress as Progress
 from edgeq.purifiers.training import train_purifier as train_purifier
 from edgeq.purifiers.vae import VAE as VAE

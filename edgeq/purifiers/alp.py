@@ -18,11 +18,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from edgeq.errors import InputError
-from edgeq.purifiers.base import AbstractPurifier, Draw, as_unit
+from edgeq.purifiers.base import AbstractGuard, AbstractPurifier, Draw, as_unit
 from edgeq.purifiers.blocks import SHRINK, Form, check_network, decoder, encoder
 from edgeq.purifiers.objective import AbstractObjective, descend
 
@@ -69,7 +69,7 @@ class ALP:
         """Return the purifier, untrained."""
         return ALPPurifier(self)
 
-    def objective(self, purifier: AbstractPurifier, lr: float) -> "ALPObjective":
+    def objective(self, purifier: AbstractGuard, lr: float) -> "ALPObjective":
         """Return the purifier in training."""
         assert isinstance(purifier, ALPPurifier)
         return ALPObjective(purifier, lr)
@@ -131,7 +131,9 @@ class ALPObjective(AbstractObjective):
         groups = [{"params": weights}, {"params": [purifier.log_sigma], "lr_factor": SIGMA_PACE}]
         self.optimizers = [torch.optim.Adam(groups, lr=lr)]
 
-    def step(self, images: UInt8[Tensor, "n c h w"], *, done: float, draw: Draw) -> dict[str, float]:
+    def step(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, done: float, draw: Draw
+    ) -> dict[str, float]:
         """Take one step."""
         purifier = self.purifier
         real = as_unit(images)

@@ -1,25 +1,23 @@
-"""What a purifier is, and how it stands before a classifier.
+"""What is trained here: purifiers, and shields.
 
 A purifier maps images to images of the same size in [0, 1]. A stochastic one takes what is random from a `Draw`, so
-that every result can be made again: nothing reads or moves the global random state. `Purified` puts a purifier in
-front of any victim of `edgeq.attacks` and averages the logits of several draws.
+that every result can be made again: nothing reads or moves the global random state. A shield (`shield`) guards the
+features inside a model and answers with logits: it is no map of images, and the two have a run folder and a training
+in common, not more.
 
 Gradients always exist: the clamp to [0, 1] and the choice of a codeword pass them straight through.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from edgeq.data.seeds import generator
 from edgeq.errors import InputError
 from edgeq.purifiers.blocks import check_shape
-
-Victim = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,27 @@ class Draw:
 FIXED = Draw()
 
 
-class AbstractPurifier(nn.Module, ABC):
+class AbstractGuard(nn.Module, ABC):
+    """What `edgeq purify` trains: something that stands between an image and its class."""
+
+    @abstractmethod
+    def not_exportable(self) -> str:
+        """Return why it cannot run in integers; empty if it can."""
+
+
+class AbstractAnswering(AbstractGuard):
+    """A guard that cannot be had without its model: images to logits of classes."""
+
+    @abstractmethod
+    def answers(self, images: Shaped[Tensor, "n c h w"]) -> dict[str, Float[Tensor, "n classes"]]:
+        """Return the logits of each measure of accuracy; the first is the guard's answer."""
+
+    @abstractmethod
+    def chosen(self, images: Shaped[Tensor, "n c h w"]) -> tuple[int, Int64[Tensor, "n h2 w2"] | None]:
+        """Return how many codewords there are, and the number of the one at each place; 0 and None without any."""
+
+
+class AbstractPurifier(AbstractGuard):
     """Images to images.
 
     Attributes:
@@ -85,10 +103,6 @@ class AbstractPurifier(nn.Module, ABC):
     def bits_per_image(self, image_shape: tuple[int, ...]) -> float:
         """Return an upper bound of what the bottleneck can carry."""
 
-    @abstractmethod
-    def not_exportable(self) -> str:
-        """Return why the purifier cannot run in integers; empty if it can."""
-
 
 def as_unit(images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """Return bytes or floats in [0, 1] as -1...1."""
@@ -102,43 +116,6 @@ def as_unit(images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 def to_bytes(images: Float[Tensor, "n c h w"]) -> Shaped[Tensor, "n c h w"]:
     """Return images in [0, 1] as bytes."""
     return (images.detach() * 255.0).round().clamp(0, 255).to(torch.uint8)
-
-
-@dataclass(frozen=True)
-class Purified:
-    """A purifier and the victim behind it; itself a victim.
-
-    Attributes:
-        purifier: The purifier.
-        victim: Logits of images in [0, 1].
-        samples: Draws whose logits are averaged; 1 for a deterministic purifier.
-        draw: Seed of the draws, and whether images share them.
-        temperature: Of a soft choice of codewords; 0 but in attacks.
-    """
-
-    purifier: AbstractPurifier
-    victim: Victim
-    samples: int = 1
-    draw: Draw = FIXED
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the number of draws."""
-        if self.samples < 1 or (self.samples > 1 and not self.purifier.stochastic):
-            raise InputError(
-                f"expected 1 draw of a deterministic purifier, or more of a stochastic one, got {self.samples}"
-            )
-
-    def __call__(self, images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "*members n classes"]:
-        """Return the mean logits."""
-        total = self.victim(self.purified(images, 0))
-        for k in range(1, self.samples):
-            total = total + self.victim(self.purified(images, k))
-        return total / self.samples
-
-    def purified(self, images: Shaped[Tensor, "n c h w"], k: int) -> Float[Tensor, "n c h w"]:
-        """Return the images of the k-th draw."""
-        return self.purifier(images, draw=sample(self.draw, k), temperature=self.temperature)
 
 
 def sample(draw: Draw, k: int) -> Draw:

@@ -6,7 +6,7 @@ image and so cannot be folded, SiLU, and transposed convolutions.
 """
 
 import math
-from typing import Literal
+from typing import Literal, no_type_check
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Residual(nn.Module):
         self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), _norm(form, channels))
         self.act = _act(form)
 
+    @no_type_check  # torch.fx calls it with proxies
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Run the block."""
         return self.act(x + self.second(self.first(x)))

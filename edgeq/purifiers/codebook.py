@@ -11,12 +11,16 @@ Training is that of vector-quantize-pytorch: codewords follow their vectors by a
 the first batch, and those that nothing chooses any more start again from random vectors of the batch.
 """
 
+import math
 from abc import ABC, abstractmethod
+from typing import no_type_check
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from edgeq.quant.codebook import Codewords, nearest, scores
+from edgeq.quant.tables import Levels, bounded
 
 Latent = Float[Tensor, "n d h w"]
 
@@ -46,6 +50,14 @@ class AbstractBottleneck(nn.Module, ABC):
     @abstractmethod
     def indices(self, latent: Latent) -> Int64[Tensor, "n h w"]:
         """Return the number of the codeword at each place."""
+
+    @abstractmethod
+    def numbers(self, words: Latent) -> Int64[Tensor, "n h w"]:
+        """Return the numbers of codewords, which may be rounded a little."""
+
+    @abstractmethod
+    def operator(self) -> nn.Module:
+        """Return the choice as what `edgeq.multibit` turns into integers."""
 
 
 class Codebook(AbstractBottleneck):
@@ -81,25 +93,43 @@ class Codebook(AbstractBottleneck):
 
     def choose(self, latent: Latent, temperature: float) -> Latent:
         """Look the nearest codeword up."""
-        scores = self.scores(latent)
         if temperature > 0:
-            return torch.einsum("nkhw,kd->ndhw", (scores / temperature).softmax(1), self.words)
-        nearest = F.embedding(scores.argmax(1), self.words).permute(0, 3, 1, 2)
-        return latent + (nearest - latent).detach()
+            return torch.einsum("nkhw,kd->ndhw", (self.scores(latent) / temperature).softmax(1), self.words)
+        return nearest(latent, self.words)
 
     def indices(self, latent: Latent) -> Int64[Tensor, "n h w"]:
         """Return the nearest codeword's number."""
         return self.scores(latent).argmax(1)
 
+    def numbers(self, words: Latent) -> Int64[Tensor, "n h w"]:
+        """Return the numbers of the nearest ones."""
+        return self.indices(words)
+
+    def operator(self) -> nn.Module:
+        """Return the search."""
+        return Codewords(self.words)
+
     def scores(self, latent: Latent) -> Float[Tensor, "n k h w"]:
         """Return 2 z . e_k - |e_k|^2."""
-        words = self.words
-        return F.conv2d(latent, 2 * words[:, :, None, None], -words.square().sum(1))
+        return scores(latent, self.words)
 
     @property
     def words(self) -> Float[Tensor, "k d"]:
         """The codewords."""
         return self.quantizer.codebook.detach()
+
+
+class EachLevels(nn.Module):
+    """FSQ's rounding with levels of its own for every channel."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels = nn.ModuleList(Levels(count) for count in levels)
+
+    @no_type_check  # torch.fx calls it with proxies
+    def forward(self, latent: Latent) -> Latent:
+        """Round."""
+        return torch.cat([rounded(latent[:, i : i + 1]) for i, rounded in enumerate(self.channels)], 1)
 
 
 class FSQ(AbstractBottleneck):
@@ -131,12 +161,19 @@ class FSQ(AbstractBottleneck):
         """Return the code's number."""
         return self.quantizer(latent)[1].long()
 
+    def numbers(self, words: Latent) -> Int64[Tensor, "n h w"]:
+        """Return the codes' numbers."""
+        levels = [(words[:, i] * (count // 2)).round() + count // 2 for i, count in enumerate(self.levels)]
+        places = [math.prod(self.levels[:i]) for i in range(self.dim)]
+        return torch.stack([level * place for level, place in zip(levels, places, strict=True)]).sum(0).long()
+
+    def operator(self) -> nn.Module:
+        """Return the rounding: of all channels alike, or of each by itself."""
+        return Levels(self.levels[0]) if len(set(self.levels)) == 1 else EachLevels(self.levels)
+
     def _soft(self, channel: Float[Tensor, "n h w"], i: int, temperature: float) -> Float[Tensor, "n h w"]:
         """Mix the levels l of one channel by softmax(-(b - l)^2 / t), b being the bounded value before rounding."""
         count = self.levels[i]
-        reach, offset = (count - 1) * 1.001 / 2, 0.0 if count % 2 else 0.5
-        shift = torch.atanh(channel.new_tensor(offset / reach))
-        bounded = torch.tanh(channel + shift) * reach - offset
         grid = torch.arange(count, device=channel.device, dtype=channel.dtype) - count // 2
-        weights = (-(bounded[..., None] - grid).square() / temperature).softmax(-1)
+        weights = (-(bounded(channel, count)[..., None] - grid).square() / temperature).softmax(-1)
         return (weights * grid).sum(-1) / (count // 2)

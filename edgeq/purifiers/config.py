@@ -7,21 +7,25 @@ from typing import Any, Literal
 
 from edgeq.errors import InputError
 from edgeq.purifiers.alp import ALP
+from edgeq.purifiers.diffusers_vae import DiffusersVAE
+from edgeq.purifiers.openclip import OpenClip
 from edgeq.purifiers.purevq import PureVQ
+from edgeq.purifiers.shield import Shield
 from edgeq.purifiers.srl import SRL
+from edgeq.purifiers.towers import Towers
 from edgeq.purifiers.vae import VAE
 
-Method = PureVQ | ALP | VAE | SRL
-METHODS: tuple[type[Method], ...] = (PureVQ, ALP, VAE, SRL)
+Method = PureVQ | ALP | VAE | SRL | Towers | Shield
+METHODS: tuple[type[Method], ...] = (PureVQ, ALP, VAE, SRL, Towers, Shield)
 
 
 @dataclass(frozen=True)
 class PurifierConfig:
-    """All choices of a purifier's training.
+    """All choices of a purifier's or a shield's training.
 
     Attributes:
         method: What is trained, with its own choices.
-        data: Data specification, see `edgeq.data.load`; the labels are not looked at.
+        data: Data specification, see `edgeq.data.load`; purifiers do not look at the labels.
         epochs: Passes over the training images.
         batch_size: Images per step.
         lr: Adam's peak rate, the paper's; it falls to 0 along a half cosine.
@@ -65,6 +69,15 @@ def restored(body: dict[str, Any]) -> PurifierConfig:
     method = dict(body["method"])
     kind = method.pop("kind")
     made = {m.kind: m for m in METHODS}[kind]
-    lists = {f.name: tuple(method[f.name]) for f in fields(made) if isinstance(method.get(f.name), list)}
-    nested = {"network": VAE(**method["network"])} if made is SRL else {}
-    return PurifierConfig(**{**body, "method": made(**{**method, **lists, **nested})})
+    nested = {}
+    if made is SRL:
+        nested = {"network": _choices(DiffusersVAE if "class_name" in method["network"] else VAE, method["network"])}
+    if made is Shield:
+        nested = {"network": _choices(OpenClip if "settings" in method["network"] else Towers, method["network"])}
+    return PurifierConfig(**{**body, "method": _choices(made, {**method, **nested})})
+
+
+def _choices(made: type, body: dict[str, Any]) -> Any:
+    """Return a frozen object of choices; JSON has lists where it has tuples."""
+    lists = {f.name: tuple(body[f.name]) for f in fields(made) if isinstance(body.get(f.name), list)}
+    return made(**{**body, **lists})

@@ -8,9 +8,12 @@ from typing import Any
 from edgeq import runs
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, save_tensors, sha256, write_json
-from edgeq.purifiers.base import AbstractPurifier
+from edgeq.purifiers.base import AbstractGuard, AbstractPurifier
 from edgeq.purifiers.config import PurifierConfig, plain, restored
+from edgeq.purifiers.diffusers_vae import DiffusersVAE, find_diffusers
+from edgeq.purifiers.shield import Shield
 from edgeq.purifiers.srl import SRL
+from edgeq.purifiers.towers import Towers
 from edgeq.purifiers.vae import VAE
 
 FORMAT = 1
@@ -63,13 +66,26 @@ def read_info(folder: str | os.PathLike[str]) -> PurifierInfo:
         ) from error
 
 
-def save_weights(folder: Path, purifier: AbstractPurifier) -> None:
+def save_weights(folder: Path, purifier: AbstractGuard) -> None:
     """Write weights.safetensors."""
     save_tensors(folder / runs.WEIGHTS, purifier.state_dict())
 
 
 def load_purifier(folder: str | os.PathLike[str], *, device: str = "cpu") -> tuple[PurifierInfo, AbstractPurifier]:
     """Return a purifier's description and the trained purifier, in evaluation mode."""
+    kind = read_info(folder).config.method.kind
+    if kind in (Towers.kind, Shield.kind):
+        raise InputError(
+            f"expected a purifier of images in {folder}, got a run of kind {kind}: it works on features inside its own "
+            "model, makes no images, and stands before no classifier; edgeq purify evaluate measures it with its model"
+        )
+    info, purifier = load_guard(folder, device=device)
+    assert isinstance(purifier, AbstractPurifier)
+    return info, purifier
+
+
+def load_guard(folder: str | os.PathLike[str], *, device: str = "cpu") -> tuple[PurifierInfo, AbstractGuard]:
+    """Return the description of a purifier, towers or a shield, and what was trained, in evaluation mode."""
     folder = Path(folder)
     info = read_info(folder)
     path = folder / runs.WEIGHTS
@@ -94,14 +110,25 @@ def srl_from(start: str | os.PathLike[str], **choices: Any) -> SRL:
     """Return the smoothing of a finished autoencoder.
 
     Args:
-        start: Run folder of kind vae.
+        start: Run folder of kind vae; or a folder of diffusers' AutoencoderKL or AutoencoderTiny.
         choices: Fields of `SRL` but its first three.
     """
-    info, _ = load_purifier(start)
-    network = info.config.method
-    if not isinstance(network, VAE):
+    network = find_diffusers(start)
+    if network is None:
+        network = load_purifier(start)[0].config.method
+    if not isinstance(network, VAE | DiffusersVAE):
         raise InputError(f"expected a run of kind vae in {start}, got one of {network.kind}; train one with --kind vae")
-    return SRL(str(start), sha256(Path(start) / runs.WEIGHTS), network, **choices)
+    return SRL(str(start), sha256(Path(start) / network.weights), network, **choices)
+
+
+def towers_of(start: str | os.PathLike[str]) -> Towers:
+    """Return the choices of finished towers."""
+    method = load_guard(start)[0].config.method
+    if not isinstance(method, Towers):
+        raise InputError(
+            f"expected a run of kind towers in {start}, got one of {method.kind}; train one with --kind towers"
+        )
+    return method
 
 
 def check_folder(out: Path, config: PurifierConfig, *, resume: bool) -> None:
@@ -112,12 +139,20 @@ def check_folder(out: Path, config: PurifierConfig, *, resume: bool) -> None:
         raise InputError(f"expected a new or empty folder, or a run, got {out}, which is neither; choose another")
     if not resume:
         raise InputError(f"expected a new or empty folder, got {out}, which holds a run; resume it or choose another")
-    now, before = plain(config), plain(read_info(out).config)
-    changed = sorted(k for k in now if before[k] != now[k] and k not in ("save_every", "device"))
+    changed = _changed(out, config)
     if changed:
-        name = changed[0]
-        raise InputError(
-            f"expected the choices of the run in {out} to resume it, got {name}={now[name]!r}, not {before[name]!r}"
-        )
+        name, before, now = changed
+        raise InputError(f"expected the choices of the run in {out} to resume it, got {name}={now!r}, not {before!r}")
     if (out / runs.WEIGHTS).exists():
         raise InputError(f"expected an unfinished run to resume, got {out}, which has finished; apply or evaluate it")
+
+
+def same_choices(folder: Path, config: PurifierConfig) -> bool:
+    """Return whether a run was trained with these choices."""
+    return _changed(folder, config) is None
+
+
+def _changed(folder: Path, config: PurifierConfig) -> tuple[str, Any, Any] | None:
+    now, before = plain(config), plain(read_info(folder).config)
+    changed = sorted(k for k in now if before[k] != now[k] and k not in ("save_every", "device"))
+    return (changed[0], before[changed[0]], now[changed[0]]) if changed else None

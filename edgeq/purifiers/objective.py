@@ -4,29 +4,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from edgeq.purifiers.base import AbstractPurifier, Draw
+from edgeq.purifiers.base import AbstractGuard, Draw
 
 
 class AbstractObjective(nn.Module, ABC):
-    """A purifier in training. All of its parameters and buffers, and those of its optimizers, are the saved state.
+    """A guard in training. All of its parameters and buffers, and those of its optimizers, are the saved state.
 
     Attributes:
         purifier: What is trained.
         optimizers: One per player.
     """
 
-    purifier: AbstractPurifier
+    purifier: AbstractGuard
     optimizers: Sequence[torch.optim.Optimizer]
 
     @abstractmethod
-    def step(self, images: UInt8[Tensor, "n c h w"], *, done: float, draw: Draw) -> dict[str, float]:
+    def step(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, done: float, draw: Draw
+    ) -> dict[str, float]:
         """Take one step and return the losses; "loss" is the one to watch. Nothing moves where it is not finite.
 
         Args:
             images: The batch.
+            labels: Their classes, which purifiers do not look at.
             done: Fraction of the epochs that are over.
             draw: Noise.
         """

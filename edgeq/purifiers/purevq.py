@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from edgeq.errors import InputError
-from edgeq.purifiers.base import AbstractPurifier, Draw, as_unit
+from edgeq.purifiers.base import AbstractGuard, AbstractPurifier, Draw, as_unit
 from edgeq.purifiers.blocks import SHRINK, Form, check_network, decoder, encoder
 from edgeq.purifiers.codebook import FSQ, AbstractBottleneck, Codebook
 from edgeq.purifiers.objective import AbstractObjective, descend
@@ -92,7 +92,7 @@ class PureVQ:
             )
         return PureVQPurifier(self, vectors)
 
-    def objective(self, purifier: AbstractPurifier, lr: float) -> "PureVQObjective":
+    def objective(self, purifier: AbstractGuard, lr: float) -> "PureVQObjective":
         """Return the purifier in training."""
         assert isinstance(purifier, PureVQPurifier)
         return PureVQObjective(purifier, lr)
@@ -141,7 +141,7 @@ class PureVQPurifier(AbstractPurifier):
         """Say what does not fold into integers."""
         if self.config.form == "paper":
             return "GroupNorm depends on the statistics of each image and SiLU is not piecewise linear"
-        return "FSQ's tanh needs a table" if self.config.bottleneck == "fsq" else ""
+        return ""
 
 
 class Discriminator(nn.Sequential):
@@ -169,7 +169,9 @@ class PureVQObjective(AbstractObjective):
             self.discriminator = Discriminator(self.config.discriminator)
             self.optimizers.append(torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=BETAS))
 
-    def step(self, images: UInt8[Tensor, "n c h w"], *, done: float, draw: Draw) -> dict[str, float]:
+    def step(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, done: float, draw: Draw
+    ) -> dict[str, float]:
         """Step the generator, then the discriminator on what it has drawn."""
         real = as_unit(images)
         words, commitment = self.purifier.bottleneck.learn(self.purifier.encode(real))

@@ -19,17 +19,17 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
 
-from edgeq import runs
 from edgeq.attacks.ball import Ball, Pace, ascend
 from edgeq.data.seeds import generator
 from edgeq.errors import InputError
-from edgeq.files import load_tensors, sha256
-from edgeq.purifiers.base import AbstractPurifier, Draw, as_unit
+from edgeq.files import sha256
+from edgeq.purifiers.base import AbstractGuard, Draw, as_unit
+from edgeq.purifiers.diffusers_vae import DiffusersVAE
 from edgeq.purifiers.objective import AbstractObjective, descend
-from edgeq.purifiers.vae import VAE, VAEPurifier
+from edgeq.purifiers.vae import VAE, AbstractAutoencoder
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SRL:
     """Choices of the smoothing; `edgeq.purifiers.srl_from` fills in the first three from a run folder.
 
     Attributes:
-        start: Run folder of the autoencoder; read when training begins, not needed afterwards.
+        start: Run folder of the autoencoder, or a folder of diffusers; read when training begins, not needed later.
         start_sha256: Digest of its weights.
         network: Its choices.
         eps: Largest change of a pixel in training, of 255.
@@ -51,7 +51,7 @@ class SRL:
     kind: ClassVar[str] = "srl"
     start: str
     start_sha256: str
-    network: VAE
+    network: VAE | DiffusersVAE
     eps: float = 8.0
     steps: int = 5
     step: float = 0.3
@@ -73,29 +73,31 @@ class SRL:
 
     def build(self, image_shape: tuple[int, int, int], batch_size: int) -> "SRLPurifier":
         """Return the purifier, before it has the start's weights."""
-        return SRLPurifier(self)
+        return SRLPurifier(self, image_shape, batch_size)
 
-    def objective(self, purifier: AbstractPurifier, lr: float) -> "SRLObjective":
+    def objective(self, purifier: AbstractGuard, lr: float) -> "SRLObjective":
         """Return the purifier in training, with the weights of its start."""
         assert isinstance(purifier, SRLPurifier)
-        path = Path(self.start) / runs.WEIGHTS
+        path = Path(self.start) / self.network.weights
         if sha256(path) != self.start_sha256:
             raise InputError(f"expected the weights that this smoothing began with in {path}, got others; start anew")
-        purifier.begin(load_tensors(path))
+        purifier.begin(self.network.read(self.start))
         return SRLObjective(purifier, lr)
 
 
-class SRLPurifier(AbstractPurifier):
+class SRLPurifier(AbstractAutoencoder):
     """The smoothed autoencoder, and the one at the start: it anchors the training and is what results are beside."""
 
-    stochastic = False
-    codewords = False
-
-    def __init__(self, config: SRL) -> None:
+    def __init__(self, config: SRL, image_shape: tuple[int, int, int], batch_size: int) -> None:
         super().__init__()
         self.config = config
-        self.smooth = VAEPurifier(config.network)
-        self.origin = VAEPurifier(config.network).requires_grad_(False)
+        self.smooth: AbstractAutoencoder = config.network.build(image_shape, batch_size)
+        self.origin: AbstractAutoencoder = config.network.build(image_shape, batch_size).requires_grad_(False)
+
+    @property
+    def drawing(self) -> tuple[nn.Module, ...]:
+        """The decoder of the smoothed autoencoder."""
+        return self.smooth.drawing
 
     def begin(self, weights: dict[str, Tensor]) -> None:
         """Take over the weights of the start."""
@@ -106,17 +108,9 @@ class SRLPurifier(AbstractPurifier):
         """Return the smoothed mean."""
         return self.smooth.encode(images)
 
-    def squeeze(self, latent: Float[Tensor, "n d h w"], draw: Draw, temperature: float) -> Float[Tensor, "n d h w"]:
-        """Change nothing."""
-        return latent
-
     def decode(self, latent: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h2 w2"]:
         """Draw the image."""
         return self.smooth.decode(latent)
-
-    def bits_per_image(self, image_shape: tuple[int, ...]) -> float:
-        """Return infinity, as of the start."""
-        return self.smooth.bits_per_image(image_shape)
 
     def not_exportable(self) -> str:
         """Say what does not fold into integers."""
@@ -130,10 +124,13 @@ class SRLObjective(AbstractObjective):
         super().__init__()
         self.purifier: SRLPurifier = purifier
         smooth = purifier.smooth
-        smooth.decoder.requires_grad_(not purifier.config.frozen_decoder)
+        for part in smooth.drawing:
+            part.requires_grad_(not purifier.config.frozen_decoder)
         self.optimizers = [torch.optim.Adam([p for p in smooth.parameters() if p.requires_grad], lr=lr)]
 
-    def step(self, images: UInt8[Tensor, "n c h w"], *, done: float, draw: Draw) -> dict[str, float]:
+    def step(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, done: float, draw: Draw
+    ) -> dict[str, float]:
         """Take one step."""
         purifier, config = self.purifier.eval(), self.purifier.config
         real = as_unit(images)

@@ -1,4 +1,4 @@
-"""Train a purifier.
+"""Train a purifier, two towers or a shield.
 
 Everything that the next step depends on is a function of the saved state and of (seed, epoch, batch), so a run that was
 killed goes on from its last save and ends with the same bits on a CPU with the same number of threads.
@@ -19,12 +19,14 @@ from edgeq.data.seeds import generator
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, save_tensors
 from edgeq.optimizer import learning_rate
-from edgeq.purifiers.base import AbstractPurifier, Draw
+from edgeq.purifiers.base import AbstractGuard, AbstractPurifier, Draw
 from edgeq.purifiers.blocks import check_shape
-from edgeq.purifiers.config import PurifierConfig
-from edgeq.purifiers.evaluate import fidelity
+from edgeq.purifiers.config import Method, PurifierConfig
+from edgeq.purifiers.evaluate import clean_measures
 from edgeq.purifiers.folders import PurifierInfo, check_folder, save_weights, write_info
 from edgeq.purifiers.objective import AbstractObjective
+from edgeq.purifiers.shield import Shield
+from edgeq.purifiers.towers import Towers
 from edgeq.training import Diverged, Interrupted
 
 MONITOR_IMAGES = 500  # per epoch, of the test split
@@ -33,7 +35,7 @@ STATE_FILE = "state.safetensors"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands; `fidelity` is filled once an epoch."""
+    """Where a training stands; `fidelity` (of a shield: accuracies) is filled once an epoch."""
 
     epoch: int
     epochs: int
@@ -51,8 +53,8 @@ def train_purifier(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     dataset: Dataset | None = None,
-) -> AbstractPurifier:
-    """Train a purifier, write the run folder `out`, and return the purifier.
+) -> AbstractGuard:
+    """Train a purifier or a shield, write the run folder `out`, and return what was trained.
 
     Args:
         config: All choices.
@@ -95,6 +97,7 @@ class _Trainer:
         self.config, self.out, self.device, self.progress, self.stop = config, out, device, progress, stop
         shape = _image_shape(dataset.train)
         check_shape(shape)
+        _check_classes(config.method, dataset)
         batch_size = min(config.batch_size, len(dataset.train))
         self.info = PurifierInfo(config, shape)
         self._seed("weights", 0)
@@ -111,7 +114,7 @@ class _Trainer:
         )
         self.saved = time.monotonic()
 
-    def run(self, resume: bool) -> AbstractPurifier:
+    def run(self, resume: bool) -> AbstractGuard:
         """Train to the end."""
         epoch, start = self._load() if resume else (0, 0)
         write_info(self.out, self.info)
@@ -129,12 +132,12 @@ class _Trainer:
         self.objective.train()
         losses: dict[str, float] = {}
         total = len(self.batches)
-        for batch, (images, _) in enumerate(self.batches.epoch(epoch, start), start=start):
+        for batch, (images, labels) in enumerate(self.batches.epoch(epoch, start), start=start):
             done = (epoch + batch / total) / self.config.epochs
             self._set_rate(done)
             self._seed("step", epoch, batch)
             draw = Draw((self.config.seed, epoch, batch), shared=False)
-            losses = self.objective.step(images, done=done, draw=draw)
+            losses = self.objective.step(images, labels, done=done, draw=draw)
             if not math.isfinite(losses["loss"]):
                 raise self._diverged(f"a finite loss, got {losses['loss']} at epoch {epoch}, batch {batch}")
             self.progress(Progress(epoch, self.config.epochs, batch + 1, total, losses))
@@ -146,8 +149,9 @@ class _Trainer:
             if stop:
                 raise Interrupted
         self._check_finite(epoch)
-        measured = fidelity(self.objective.purifier, self.monitor)
-        runs.append_metrics(self.out, {"epoch": epoch, "losses": losses, "fidelity": measured})
+        measured = clean_measures(self.objective.purifier, self.monitor)
+        name = "fidelity" if isinstance(self.objective.purifier, AbstractPurifier) else "clean"
+        runs.append_metrics(self.out, {"epoch": epoch, "losses": losses, name: measured})
         self.progress(Progress(epoch, self.config.epochs, 0, total, losses, measured))
         self._save(epoch + 1, 0)
         if self.stop() and epoch + 1 < self.config.epochs:
@@ -207,6 +211,14 @@ class _Trainer:
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _check_classes(method: Method, dataset: Dataset) -> None:
+    if isinstance(method, Towers | Shield) and method.classes != dataset.classes:
+        raise InputError(
+            f"expected data with the {len(method.classes)} classes whose names are read ({method.classes[0]} first), "
+            f"got {len(dataset.classes)} in {dataset.name}; name the classes of the data"
+        )
 
 
 def _image_shape(split: Split | ImageFiles) -> tuple[int, int, int]:

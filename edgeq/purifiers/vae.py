@@ -8,16 +8,21 @@ the prior and costs little of the image. At inference the latent is the mean: no
 """
 
 import math
+import os
+from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
 
+from edgeq import runs
 from edgeq.errors import InputError
-from edgeq.purifiers.base import AbstractPurifier, Draw, as_unit
+from edgeq.files import load_tensors
+from edgeq.purifiers.base import AbstractGuard, AbstractPurifier, Draw, as_unit
 from edgeq.purifiers.blocks import Form, check_network, decoder, encoder
 from edgeq.purifiers.objective import AbstractObjective, descend
 
@@ -37,6 +42,7 @@ class VAE:
     """
 
     kind: ClassVar[str] = "vae"
+    weights: ClassVar[str] = runs.WEIGHTS
     channels: int = 64
     blocks: int = 2
     latent: int = 16
@@ -55,17 +61,38 @@ class VAE:
         """Return the purifier, untrained."""
         return VAEPurifier(self)
 
-    def objective(self, purifier: AbstractPurifier, lr: float) -> "VAEObjective":
+    def read(self, folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+        """Return the weights that lie in a run folder."""
+        return load_tensors(Path(folder) / self.weights)
+
+    def objective(self, purifier: AbstractGuard, lr: float) -> "VAEObjective":
         """Return the purifier in training."""
         assert isinstance(purifier, VAEPurifier)
         return VAEObjective(purifier, lr)
 
 
-class VAEPurifier(AbstractPurifier):
-    """Encoder to a mean and a log variance, decoder."""
+class AbstractAutoencoder(AbstractPurifier):
+    """A purifier without noise or codewords; the grid of its latents alone narrows the image."""
 
     stochastic = False
     codewords = False
+
+    @property
+    @abstractmethod
+    def drawing(self) -> tuple[nn.Module, ...]:
+        """What draws the image from the latent."""
+
+    def squeeze(self, latent: Float[Tensor, "n d h w"], draw: Draw, temperature: float) -> Float[Tensor, "n d h w"]:
+        """Change nothing."""
+        return latent
+
+    def bits_per_image(self, image_shape: tuple[int, ...]) -> float:
+        """Return infinity: without noise a real number carries any number of bits."""
+        return math.inf
+
+
+class VAEPurifier(AbstractAutoencoder):
+    """Encoder to a mean and a log variance, decoder."""
 
     def __init__(self, config: VAE) -> None:
         super().__init__()
@@ -85,17 +112,14 @@ class VAEPurifier(AbstractPurifier):
         """Return the mean."""
         return self.posterior(images)[0]
 
-    def squeeze(self, latent: Float[Tensor, "n d h w"], draw: Draw, temperature: float) -> Float[Tensor, "n d h w"]:
-        """Change nothing: what narrows the image is the grid alone."""
-        return latent
+    @property
+    def drawing(self) -> tuple[nn.Module, ...]:
+        """The decoder."""
+        return (self.decoder,)
 
     def decode(self, latent: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h2 w2"]:
         """Draw the image."""
         return self.decoder(latent)
-
-    def bits_per_image(self, image_shape: tuple[int, ...]) -> float:
-        """Return infinity: without noise a real number carries any number of bits."""
-        return math.inf
 
     def not_exportable(self) -> str:
         """Say what does not fold into integers."""
@@ -117,7 +141,9 @@ class VAEObjective(AbstractObjective):
         self.purifier: VAEPurifier = purifier
         self.optimizers = [torch.optim.Adam(purifier.parameters(), lr=lr)]
 
-    def step(self, images: UInt8[Tensor, "n c h w"], *, done: float, draw: Draw) -> dict[str, float]:
+    def step(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], *, done: float, draw: Draw
+    ) -> dict[str, float]:
         """Take one step."""
         purifier = self.purifier
         real = as_unit(images)

@@ -44,7 +44,7 @@ class LayerNoise:
         macs: Multiplications for one image.
         end: Whether it is the first or the last layer, which keeps 8 bits by default.
         is_affine: A stand-alone BatchNorm or what the network makes of pixels, which has 8 bits always.
-        pixels: It reads the image, which has 8 bits always.
+        pixels: It reads the image, or what the network makes of its pixels, which have 8 bits always.
         weight_noise: Per number of bits, of its weights alone.
         code_noise: Per number of bits, of the codes that it reads alone.
     """
@@ -153,11 +153,12 @@ class _Work:
 
     def result(self) -> tuple[LayerNoise, ...]:
         """Return what was measured."""
-        names, home = list(self.layers), homes(self.net)
-        chosen = [name for name in names if not self.layers[name].is_affine]
+        home = homes(self.net)
+        chosen = [name for name, unit in self.layers.items() if not unit.is_affine]
+        image = {None, *(name for name, unit in self.layers.items() if unit.shows_pixels)}
         found = []
-        for name in names:
-            unit, pixels = self.layers[name], home[self.inputs[name]] is None
+        for name, unit in self.layers.items():
+            pixels = home[self.inputs[name]] in image
             end = name in (chosen[0], chosen[-1])
             layer = LayerNoise(name, unit.weight.numel(), self.macs[name], end, unit.is_affine, pixels)
             for b in self.bits:

@@ -66,7 +66,7 @@ class Plan:
 
     Attributes:
         name: For people.
-        layers: Bits of weights and codes.
+        layers: Bits of weights and codes, of the layers that have a choice.
         weight_bytes: Of the packed weights.
         bops: Bit-operations for one image.
         mean_bits: Of a weight.
@@ -156,7 +156,7 @@ def plan(name: str, layers: tuple[LayerNoise, ...], bits: Mapping[str, Bits], bu
     weights = sum(layer.weights for layer in layers)
     return Plan(
         name,
-        bits,
+        {layer.name: bits[layer.name] for layer in layers if not layer.is_affine},
         sum(layer.weight_bytes(bits[layer.name][0]) for layer in layers),
         sum(layer.macs * bits[layer.name][0] * bits[layer.name][1] for layer in layers),
         sum(layer.weights * bits[layer.name][0] for layer in layers) / max(weights, 1),

@@ -55,4 +55,4 @@ def small_data(n: int = 48) -> Dataset:
 
 def setting(folder, epoch: int = 1, epochs: int = 3) -> Setting:
     """The second of three epochs."""
-    return Setting(epoch, epochs, folder, lambda count: Split(*batch(count)))
+    return Setting(epoch, epochs, folder, lambda count: Split(*batch(count)), (32, 8, 2))

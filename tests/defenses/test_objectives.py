@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from edgeq.attacks import surrogate
-from edgeq.defenses import DWQ, DWQObjective, PatchATObjective, Patches, PBATObjective, TriQDef, TriQDefObjective
+from edgeq.defenses import DWQ, DWQObjective, PatchATObjective, Patches, PBATObjective, TriQDef, TriQDefObjective, Turns
 from edgeq.defenses.dwq import pgd
 from edgeq.defenses.triqdef import input_gradients
 from edgeq.errors import InputError
@@ -80,6 +80,18 @@ def test_triqdef_adds_both_penalties_of_the_patched_images(tmp_path: Path, batch
     missing = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("widths", "batchnorm", "share"), [(0, "per-bit", 1.0), (2, "per-bit", 2 / 3), (2, "shared", 1.0)]
+)
+def test_the_statistics_that_gpdp_sees_forget_as_much_per_step_in_turns(
+    tmp_path: Path, widths: int, batchnorm: str, share: float
+) -> None:
+    net = tiny(batchnorm=batchnorm)
+    _ready(TriQDefObjective(net, ONLINE, TriQDef(), Turns(widths)), tmp_path)
+    found = {m.momentum or 0.0 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert len(found) == 1 and (1 - found.pop()) ** share == pytest.approx(0.9)
 
 
 def test_gradients_reach_weights_and_norms_through_gpdp_alone() -> None:

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from edgeq.cli import main
+from edgeq.runs import EVALUATION
 
 DATA = ["--data", "signs:train=60,test=20", "--epochs", "1", "--batch-size", "20"]
 TRAIN = ["purify", "train", *DATA, "--channels", "8", "--blocks", "1"]
@@ -65,6 +66,78 @@ def test_train_apply_evaluate(
     )
     assert [row["bits"] for row in judged["results"]] == [32, 4]
     assert judged["results"][0]["total"] == judged["fidelity"]["images"] == 100
+
+
+def test_a_run_and_its_artefact_behind_a_purifier(
+    made_run: Path,
+    made_artefact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made_run, "run")
+    shutil.copytree(made_artefact, "art")
+    _json(capsys, *TRAIN, "--kind", "alp", "--latent", "8", "--out", "alp")
+    draws = ("--purifier", "alp", "--samples", "3", "--seed", "5")
+    run = _json(capsys, "evaluate", "run", *draws)
+    asked = ("--classifier", "run", "--samples", "3", "--seed", "5", "--images", "4")
+    judged = _json(capsys, "purify", "evaluate", "alp", *asked)
+    assert (run["purifier"], run["samples"]) == ("alp", 3)
+    names = ("bits", "accuracy", "purified_accuracy", "total")
+    assert [{name: row[name] for name in names} for row in run["results"]] == judged["results"]
+    art = _json(capsys, "evaluate", "art", *draws)
+    assert (art["purified_accuracy"], art["samples"]) == (run["results"][1]["purified_accuracy"], 3)
+    assert "purified" not in Path("run/results", EVALUATION).read_text()
+    assert "name the purifier's run" in _error(capsys, "evaluate", "run", "--samples", "3")
+    assert "got both" in _error(capsys, "evaluate", "run", "--purifier", "alp", "--attacks", "located")
+    assert "expected a purifier's run folder" in _error(capsys, "evaluate", "run", "--purifier", "nowhere")
+
+
+@pytest.mark.ci_slow
+def test_a_purifier_in_integers_before_a_run_and_its_artefact(
+    made_run: Path,
+    made_artefact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _json(capsys, *TRAIN, "--codes", "16", "--code-dim", "4", "--adversarial", "0", "--out", "vq")
+    body = _json(capsys, "export", "vq", "--bits", "8", "4", "--out", "pure")
+    assert [row["artefact"] for row in body["artefacts"]] == ["pure-b8", "pure-b4"]
+    assert [row["bits"] for row in body["fidelity"]] == [32, 8, 4]
+    assert json.loads(Path("vq/results/integer.json").read_text())["fidelity"] == body["fidelity"]
+    manifest = json.loads(Path("pure-b4/manifest.json").read_text())
+    assert (manifest["output"]["name"], manifest["output"]["dtype"], manifest["classes"]) == ("drawn", "uint8", [])
+
+    assert _json(capsys, "audit", "pure-b4", "--strict")["integer"]
+    behind = ("--purifier", "pure-b8")
+    run = _json(capsys, "evaluate", str(made_run), *behind)
+    art = _json(capsys, "evaluate", str(made_artefact), *behind)
+    assert art["purified_accuracy"] == run["results"][1]["purified_accuracy"]
+    assert "--samples 1 for a purifier without noise" in _error(
+        capsys, "evaluate", str(made_run), *behind, "--samples", "3"
+    )
+    assert "draws images" in _error(capsys, "evaluate", "pure-b8", "--data", "signs")
+    assert "one of a classifier" in _error(capsys, "evaluate", str(made_run), "--purifier", str(made_artefact))
+    assert "got a purifier's; edgeq export" in _error(capsys, "calibrate", "vq", "--out", "other")
+    assert "got 32" in _error(capsys, "export", "vq", "--bits", "32", "--out", "other")
+    assert "with a purifier's run" in _error(capsys, "export", str(made_run), "--passes", "bias", "--out", "other")
+
+
+@pytest.mark.ci_slow
+def test_a_purifier_in_integers_is_verified_in_every_dialect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _json(capsys, *TRAIN, "--bottleneck", "fsq", "--adversarial", "0", "--out", "fsq")
+    for target in ("ort", "proof", "qonnx", "trt"):
+        _json(capsys, "export", "fsq", "--bits", "4", "--target", target, "--out", target)
+        assert _json(capsys, "verify", target, "--data", DATA[1], "--images", "4")["exact"]
+    _json(capsys, *TRAIN, "--kind", "alp", "--latent", "8", "--out", "alp")
+    assert "Gaussian noise" in _error(capsys, "export", "alp", "--out", "art")
+    assert not Path("art").exists()
 
 
 @pytest.mark.ci_slow

@@ -1,15 +1,19 @@
 """Attacks on pipelines whose weakness is known."""
 
 import json
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from edgeq.attacks.pipeline import WAYS, Effort, attack_pipeline, right, ways_for
+from edgeq.attacks.pipeline import Effort, attack_pipeline, right
 from edgeq.attacks.pipeline_report import Assault, bare_accuracy, withstood
 from edgeq.errors import InputError
 from edgeq.purifiers import ALP, AbstractPurifier, Purified
+from edgeq.purifiers.deployed import PURIFIER_WAYS as WAYS
+from edgeq.purifiers.deployed import ways_for
 from tests.purifiers.conftest import SIDE, TINY_FSQ, TINY_VAE, TINY_VQ, images
 
 QUICK = Effort(steps=6, starts=2, eot=3, queries=60, batch_size=7)
@@ -61,21 +65,23 @@ def _labelled(deployed: Purified) -> tuple[Tensor, Tensor]:
         return x, deployed(x).argmax(1)
 
 
+@pytest.mark.parametrize("ascent", ["pgd", "auto"])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_stays_within_eps_and_wins_where_it_must(way: str) -> None:
+def test_every_way_stays_within_eps_and_wins_where_it_must(way: str, ascent: Literal["pgd", "auto"]) -> None:
+    effort = replace(QUICK, ascent=ascent)
     deployed = Purified(Rounds(noise=0.05 if way in ("eot", "fixed") else 0.0), Mean())
     x, y = _labelled(deployed)
-    found = attack_pipeline(way, deployed, x, y, eps=64, effort=QUICK)
+    found = attack_pipeline(way, deployed, x, y, eps=64, effort=effort)
     assert found.images.dtype == torch.uint8
     assert int((found.images.int() - x.int()).abs().max()) <= 64
     assert int(right(deployed, found.images, y).sum()) <= (2 if way == "square" else 0)
-    again = attack_pipeline(way, deployed, x, y, eps=64, effort=QUICK)
+    again = attack_pipeline(way, deployed, x, y, eps=64, effort=effort)
     assert torch.equal(again.images, found.images)
 
 
 def test_the_ways_that_mean_something() -> None:
     assert set(WAYS) - set(ways_for(Rounds())) == {"eot", "fixed"}
-    assert set(WAYS) - set(ways_for(Rounds(noise=0.1))) == {"soft"}
+    assert set(WAYS) - set(ways_for(Rounds(noise=0.1))) == {"soft", "fab"}
     with pytest.raises(InputError, match="expected an attack out of"):
         attack_pipeline("eot", Purified(Rounds(), Mean()), images(10), LABELS, eps=8, effort=QUICK)
 

@@ -13,14 +13,16 @@ from edgeq.errors import InputError
 from edgeq.evaluate import accuracies
 from edgeq.purifiers import (
     ALP,
-    METHODS,
     SRL,
     VAE,
     AbstractPurifier,
     Draw,
+    OpenClip,
     PureVQ,
     Purified,
     PurifierConfig,
+    Shield,
+    Towers,
     load_purifier,
     purified_accuracies,
 )
@@ -178,10 +180,19 @@ def test_wrong_choices_are_refused(make, words: str) -> None:
     assert isinstance(caught.value, InputError) or "jaxtyping" in type(caught.value).__module__
 
 
-CHOICES = (PureVQ(), ALP(), VAE(), SRL("run", "0" * 64, VAE(latent=4), eps=4.0))
+CLASSES = ("a", "b")
+CHOICES = (
+    PureVQ(),
+    ALP(),
+    VAE(),
+    SRL("run", "0" * 64, VAE(latent=4), eps=4.0),
+    Towers(CLASSES, hardened=True),
+    Shield("run", "0" * 64, Towers(CLASSES), CLASSES, features="class"),
+    Shield("file", "0" * 64, OpenClip("{}"), CLASSES, discrete=False),
+)
 
 
-@pytest.mark.parametrize("method", CHOICES, ids=[m.kind for m in METHODS])
+@pytest.mark.parametrize("method", CHOICES, ids=[m.kind for m in CHOICES])
 def test_choices_survive_json(method) -> None:
     config = PurifierConfig(method=method, epochs=3)
     assert restored(plain(config)) == config

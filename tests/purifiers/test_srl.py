@@ -16,7 +16,7 @@ from edgeq.purifiers.config import plain, restored
 from edgeq.purifiers.folders import PurifierInfo, save_weights, write_info
 from edgeq.purifiers.srl import SRLObjective, SRLPurifier
 from edgeq.training import Interrupted
-from tests.purifiers.conftest import TINY_VAE, config, dataset, images
+from tests.purifiers.conftest import TINY_VAE, config, dataset, images, labels
 from tests.stopping import on_call
 
 SHAPE = (3, 16, 16)
@@ -31,7 +31,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         objective = NETWORK.objective(NETWORK.build(SHAPE, 16), 5e-3).train()
     for k in range(100):
-        objective.step(images(16), done=0.5, draw=Draw(k, shared=False))
+        objective.step(images(16), labels(16), done=0.5, draw=Draw(k, shared=False))
     write_info(out, PurifierInfo(config(NETWORK), SHAPE))
     save_weights(out, objective.purifier)
     return out
@@ -44,7 +44,7 @@ def _objective(start: Path, *, lr: float = 3e-3, **choices: object) -> SRLObject
 
 def _walk(objective: SRLObjective, steps: int) -> SRLPurifier:
     for k in range(steps):
-        objective.step(images(16), done=0.5, draw=Draw(k, shared=False))
+        objective.step(images(16), labels(16), done=0.5, draw=Draw(k, shared=False))
     return objective.purifier
 
 
@@ -120,7 +120,7 @@ def test_originality_holds_the_latents(start: Path) -> None:
 
 
 def test_the_loss_is_the_sum_of_its_parts(start: Path) -> None:
-    values = _objective(start, gamma=0.5, clean=0.25).step(images(), done=0.5, draw=Draw(0))
+    values = _objective(start, gamma=0.5, clean=0.25).step(images(), labels(), done=0.5, draw=Draw(0))
     assert values["originality"] == 0  # nothing has moved yet
     assert values["loss"] == pytest.approx(values["adversarial"] + 0.25 * values["reconstruction"], rel=1e-5)
     assert values["adversarial"] > values["reconstruction"]

@@ -59,10 +59,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(
 
     whole, calls = PureVQObjective.step, 0
 
-    def step(self: PureVQObjective, images: torch.Tensor, *, done: float, draw: object) -> dict[str, float]:
+    def step(
+        self: PureVQObjective, images: torch.Tensor, labels: torch.Tensor, *, done: float, draw: object
+    ) -> dict[str, float]:
         nonlocal calls
         calls += 1
-        losses = whole(self, images, done=done, draw=draw)  # type: ignore[arg-type]
+        losses = whole(self, images, labels, done=done, draw=draw)  # type: ignore[arg-type]
         return losses if calls < 5 else losses | {"loss": float("nan")}
 
     monkeypatch.setattr(PureVQObjective, "step", step)

@@ -9,7 +9,7 @@ from torch.distributions import Normal, kl_divergence
 from edgeq.errors import InputError
 from edgeq.purifiers import VAE, Draw
 from edgeq.purifiers.vae import LOG_VARIANCES, VAEPurifier, divergence
-from tests.purifiers.conftest import SIDE, TINY_VAE, images
+from tests.purifiers.conftest import SIDE, TINY_VAE, images, labels
 
 
 @given(st.floats(-5, 5), st.floats(-6, 6))
@@ -37,13 +37,13 @@ def test_a_log_variance_out_of_range_leaves_the_loss_finite() -> None:
         vae.encoder.get_parameter("3.bias")[4:] = 1e4
     log_variance = vae.posterior(images().float() / 127.5 - 1)[1]
     assert float(log_variance.detach().max()) == LOG_VARIANCES[1]
-    step = TINY_VAE.objective(vae, 1e-3).step(images(), done=0.5, draw=Draw(0, shared=False))
+    step = TINY_VAE.objective(vae, 1e-3).step(images(), labels(), done=0.5, draw=Draw(0, shared=False))
     assert math.isfinite(step["loss"])
 
 
 def test_a_step_draws_from_the_posterior_and_is_a_function_of_the_draw() -> None:
     def losses(seed: int) -> dict[str, float]:
-        return TINY_VAE.objective(_untrained(), 1e-3).step(images(), done=0.5, draw=Draw(seed, shared=False))
+        return TINY_VAE.objective(_untrained(), 1e-3).step(images(), labels(), done=0.5, draw=Draw(seed, shared=False))
 
     assert losses(0) == losses(0)
     assert losses(0)["kl"] == losses(1)["kl"]
@@ -57,7 +57,7 @@ def test_the_price_of_divergence_lowers_it() -> None:
         objective = config.objective(_untrained(config), 1e-3)
         objective.optimizers[0].param_groups[0]["lr"] = 3e-3
         for k in range(15):
-            values = objective.step(images(16), done=0.5, draw=Draw(k, shared=False))
+            values = objective.step(images(16), labels(16), done=0.5, draw=Draw(k, shared=False))
         reached.append(values["kl"])
     assert reached[1] < 0.5 * reached[0]
 

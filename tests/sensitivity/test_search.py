@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from edgeq.calib import calibrate
 from edgeq.calib.passes import float_logits
@@ -16,6 +17,7 @@ from edgeq.errors import InputError
 from edgeq.export import lower
 from edgeq.export.graph import Conv, Linear
 from edgeq.export.pack import packed_size
+from edgeq.pixels import Pixels
 from edgeq.quant.convert import multibit
 from edgeq.quant.layer_bits import Bits
 from edgeq.quant.network import MultiBitNet, QuantConfig
@@ -85,11 +87,11 @@ def test_budgets_are_held_and_no_uniform_plan_within_is_better(
 ) -> None:
     layers = _layers(seed)
     found = search(layers, budget, ends=ends, alike=alike)
-    spent = sum(budget.cost(layer, found.mixed.layers[layer.name]) for layer in layers)
+    spent = sum(budget.cost(layer, found.mixed.layers.get(layer.name, (8, 8))) for layer in layers)
     assert found.mixed.within
     assert spent <= found.limit
     assert all(u.noise >= found.mixed.noise - 1e-15 for u in found.uniform if u.within)
-    assert found.mixed.layers["l2"] == (8, 8)  # a BatchNorm
+    assert "l2" not in found.mixed.layers  # a BatchNorm has no choice
     if not ends:
         assert found.mixed.layers["l4"] == found.mixed.layers["l0"] == (8, 8)
     assert found.mixed.layers["l0"][1] == 8  # pixels
@@ -144,6 +146,24 @@ def test_the_network_that_was_found_has_the_size_foretold_and_no_more_noise_than
         real = _noise(mixed, split.images, setting)
         assert real <= _noise(plain, split.images, setting)
         assert real == pytest.approx(found.mixed.noise, rel=0.8)  # foretold from layers alone
+
+
+@pytest.mark.parametrize("pixels", [Pixels(), Pixels((0.5, 0.4, 0.5), (0.3,))])
+def test_what_was_found_can_be_built_with_layers_that_have_no_choice(pixels: Pixels) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)
+    ).eval()
+    net = multibit(model, bits=(32, 8), image_shape=(3, 8, 8), pixels=pixels)
+    images = torch.randint(0, 256, (24, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    calibrate(net, images, bn=False)
+    layers = layer_noises(net, images, bits=(8, 4, 2))
+    found = search(layers, Budget("bits", 4.0), ends=True).mixed
+    assert found.layers.keys() == {"0", "5"} and found.layers["0"][1] == 8
+    mixed = multibit(model, config=found.config(net.config, 4), image_shape=(3, 8, 8), pixels=pixels)
+    calibrate(mixed, images, bn=False)
+    nodes = {node.name: node for node in lower(mixed.eval(), bits=4).nodes if isinstance(node, Conv | Linear)}
+    assert sum(packed_size(node.weight.size, node.weight_bits) for node in nodes.values()) == found.weight_bytes
+    assert {name: nodes[name].weight_bits for name in found.layers} == {n: w for n, (w, _) in found.layers.items()}
 
 
 def test_fewer_bits_are_more_noise_and_nothing_is_changed(made: Made) -> None:

@@ -1,0 +1,93 @@
+"""`edgeq purify evaluate` of what names images itself: two towers, and their shield."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.cli.command import Document
+from edgeq.cli.purify_show import show_answers, show_attacks
+from edgeq.cli.talk import Talk
+from edgeq.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeq.attacks.pipeline_report import Assault
+    from edgeq.cli.purify_evaluate import Evaluate
+    from edgeq.purifiers import Shielded
+
+EVALUATION = "purify.json"
+
+
+def evaluate_answering(command: "Evaluate", talk: Talk) -> Document:
+    """Measure the accuracies on clean images, and under attack those of a shield and of its control."""
+    from edgeq.cli.measure import device, load_fitting
+    from edgeq.purifiers import clean_measures, load_guard
+
+    if command.classifier is not None or command.bits or command.samples is not None:
+        raise InputError(
+            f"expected no --classifier, --bits or --samples with towers or a shield, got one with {command.folder}; it "
+            "names images by its own model"
+        )
+    info, guard = load_guard(command.folder, device=device(command.device))
+    method = info.config.method
+    deployed = _deployed(command.folder, command) if command.against else None
+    control = None if command.control is None else _deployed(command.control, command)
+    if control is not None and deployed is None:
+        raise InputError("expected --against with --control, got none; name ways of attack, or all")
+    assault = None if deployed is None else command.assault(command.against, deployed.ways)
+    spec = command.data or info.config.data
+    dataset = load_fitting(spec, method.classes, info.image_shape)  # type: ignore[union-attr]
+    with talk.busy(f"measuring {len(dataset.test)} test images"):
+        measured = clean_measures(guard, dataset.test)
+    show_answers(talk, command.folder, measured)
+    document: dict[str, Any] = {"run": str(command.folder), "kind": method.kind, "data": spec, "clean": measured}
+    document |= {"not_exportable": guard.not_exportable()}
+    if deployed is not None and assault is not None:
+        part = command.part(dataset)
+        document["attacks"] = _attacked(talk, command.folder, deployed, part, assault)
+        if control is not None:
+            ways = tuple(way for way in assault.ways if way in control.ways)
+            aimed = command.assault(ways, control.ways)
+            document["control"] = {"run": str(command.control)} | _attacked(
+                talk, command.control or Path(), control, part, aimed
+            )
+    if not command.data:
+        keep(command.folder, {name: document[name] for name in document if name not in ("run", "not_exportable")})
+    return document
+
+
+def _deployed(folder: Path, command: "Evaluate") -> "Shielded":
+    from edgeq.cli.measure import device
+    from edgeq.purifiers import load_guard, shielded
+    from edgeq.purifiers.guarded import GuardedTowers
+
+    info, guard = load_guard(folder, device=device(command.device))
+    if not isinstance(guard, GuardedTowers):
+        raise InputError(
+            f"expected a run of kind shield to attack, got one of {info.config.method.kind} in {folder}; train one "
+            "with edgeq purify train --kind shield --start RUN"
+        )
+    return shielded(guard)
+
+
+def _attacked(
+    talk: Talk, folder: Path, deployed: "Shielded", part: tuple[Any, Any], assault: "Assault"
+) -> dict[str, Any]:
+    """Attack a shield in all ways, in the usual one, and without its shield."""
+    from edgeq.attacks.pipeline_report import bare_accuracy, published_accuracy, withstood
+
+    with talk.line(str(folder)) as line:
+        document = withstood(deployed, *part, assault, progress=line.show)
+        line.show("the published way")
+        published = published_accuracy(deployed, *part, assault)
+        bare = bare_accuracy(deployed, *part, assault)
+    for row in document["rows"]:
+        row |= {"published": published[row["eps"]], "bare": bare[row["eps"]]}
+    show_attacks(talk, document, str(folder))
+    return document
+
+
+def keep(folder: Path, body: dict[str, Any]) -> None:
+    """Write what was found into the run's results."""
+    from edgeq.files import write_json
+    from edgeq.runs import RESULTS
+
+    write_json(folder / RESULTS / EVALUATION, body)
