@@ -35,6 +35,7 @@ class AbstractAttacking(AbstractCommand, ABC):
     Attributes:
         attacks: located, gap, lavan, lavan-universal, patch-mono, patch-texture.
         surrogates: What patches are made on: each (width), joint, tuned, all-but.
+        several: Attacks that are also made on joint, tuned and all-but, which cost several times as much.
         sizes: Sides of the patches in pixels.
         towards: Target classes of the universal patches, as numbers.
         images: Test images to judge on.
@@ -48,6 +49,7 @@ class AbstractAttacking(AbstractCommand, ABC):
 
     attacks: Annotated[tuple[str, ...], arg(metavar="NAME …", help_behavior_hint="")] = ()
     surrogates: Annotated[tuple[str, ...], arg(metavar="NAME …", help_behavior_hint="(default: each joint tuned)")] = ()
+    several: Annotated[tuple[str, ...], arg(metavar="NAME …", help_behavior_hint="(default: all of --attacks)")] = ()
     sizes: Annotated[tuple[int, ...], arg(metavar="N …", help_behavior_hint="(default: 6 8 10)")] = ()
     towards: Annotated[tuple[int, ...], arg(metavar="CLASS …")] = (0,)
     images: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 500)")] = None
@@ -69,11 +71,12 @@ class AbstractAttacking(AbstractCommand, ABC):
         chosen = (QUICK if self.quick else {}) | chosen
         effort = EFFORTS[str(chosen.pop("effort", "standard"))]
         batch = 1000 if self.on_device() == "cuda" else 100
-        return Plan(**chosen, towards=self.towards, effort=effort, seed=self.seed, batch_size=batch)  # type: ignore[arg-type]
+        fixed = {"several": self.several, "towards": self.towards, "seed": self.seed, "batch_size": batch}
+        return Plan(**chosen, **fixed, effort=effort)  # type: ignore[arg-type]
 
     def idle(self) -> str:
         """Return an option that was given and means something under attack alone, or nothing."""
-        given = {name: getattr(self, name) for name in (*QUICK, "quick", "random", "simulated")}
+        given = {name: getattr(self, name) for name in (*QUICK, "several", "quick", "random", "simulated")}
         return next((name for name, value in given.items() if value not in ((), None, "auto", False)), "")
 
     def on_device(self) -> str:

@@ -22,6 +22,7 @@ def document(
         "plan": {
             "attacks": list(plan.attacks),
             "surrogates": list(plan.surrogates),
+            "several": list(plan.several or plan.attacks),
             "sizes": sorted(plan.sizes),
             "towards": list(plan.towards),
             "seed": plan.seed,

@@ -26,6 +26,7 @@ class Plan:
     Attributes:
         attacks: Names from `ARMS`.
         surrogates: Of "each", "joint", "tuned" and "all-but".
+        several: Attacks that are made on surrogates of several widths, which cost as many times as much; empty for all.
         sizes: Sides of the patches in pixels.
         towards: Target classes of the universal patches.
         images: Test images to judge on; fewer where there are fewer.
@@ -46,11 +47,14 @@ class Plan:
     seed: int = 0
     batch_size: int = 100
     probe: bool = True
+    several: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the names and the ranges."""
         _check_names("attacks", self.attacks, tuple(ARMS))
         _check_names("surrogates", self.surrogates, SURROGATES)
+        if self.several:
+            _check_names("several", self.several, self.attacks)
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) != len(self.sizes):
             raise InputError(f"expected different patch sizes of 1 pixel or more, got {list(self.sizes)}; try 6 8 10")
         if not self.towards or len(set(self.towards)) != len(self.towards):
@@ -78,7 +82,8 @@ class Plan:
             if self.probe and LOCATED in self.attacks and "each" in self.surrogates and size == min(self.sizes):
                 found += [Cell(SHORT, size, str(b), (b,)) for b in bits]
             for name in self.attacks:
-                usable = made if arm(name).gradients else {n: w for n, w in made.items() if n.isdecimal()}
+                wide = arm(name).gradients and (not self.several or name in self.several)
+                usable = made if wide else {n: w for n, w in made.items() if n.isdecimal()}
                 aims: tuple[int | None, ...] = self.towards if arm(name).universal else (None,)
                 found += [Cell(name, size, n, widths, aim) for aim in aims for n, widths in usable.items()]
         if not found:

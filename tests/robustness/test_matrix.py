@@ -174,6 +174,14 @@ def test_kinds_of_surrogates() -> None:
     assert {cell.surrogate for cell in cells if cell.attack == "patch-mono"} == {"32", "8", "4"}
 
 
+def test_a_costly_surrogate_can_be_kept_for_some_attacks() -> None:
+    plan = Plan(surrogates=("each", "joint"), attacks=("located", "gap"), sizes=(6,), several=("located",))
+    made = {(cell.attack, cell.surrogate) for cell in plan.cells((32, 8)) if not cell.probe}
+    assert made == {("located", "32"), ("located", "8"), ("located", "joint"), ("gap", "32"), ("gap", "8")}
+    with pytest.raises(InputError, match="expected several of located, each once, got 'gap'"):
+        Plan(attacks=("located",), several=("gap",))
+
+
 def test_a_tuned_copy_of_one_width_is_not_white_box() -> None:
     assert not Cell("located", 6, "tuned", (8,)).white_box(8)
 
