@@ -28,8 +28,9 @@ from provenance import commit
 
 from edgeq import runs
 from edgeq.curriculum import Curriculum
-from edgeq.data import Dataset, load
+from edgeq.data import Dataset, batches, load
 from edgeq.defenses import Patches, RandomWidth, TriQDef, Turns
+from edgeq.evaluate import accuracies
 from edgeq.files import read_json, write_json
 from edgeq.perceptual import Alignment
 from edgeq.quant.network import QuantConfig
@@ -44,8 +45,8 @@ ONLINE = replace(POOL, online=1.0)
 SIGNS = TrainConfig(
     data="signs:train=2560,test=1000",
     epochs=12,
-    batch_size=64,
-    lr=0.15,
+    batch_size=32,
+    lr=0.1,
     quant=QuantConfig(bits=BITS),
     patches=POOL,
     turns=Turns(2),
@@ -115,7 +116,9 @@ def run_job(job: Job, work: Path, data: Dataset, plan: Plan) -> None:
     body = document(matrix, warnings=doubts(matrix, net))
     write_json(folder / runs.RESULTS / "robustness.json", body)
     kept = {key: body[key] for key in ("headline", "integer", "warnings")}
-    write_json(folder / runs.RESULTS / RESULT, {"figures": figures(body), **kept})
+    clean = {str(found.bits): found.accuracy for found in accuracies(net, data.test)}
+    clean |= {name: _clean(victim, data) for name, victim in victims.items()}
+    write_json(folder / runs.RESULTS / RESULT, {"figures": figures(body, clean), **kept})
 
 
 def finished(plan: list[Job], work: Path) -> dict[str, Json]:
@@ -124,12 +127,16 @@ def finished(plan: list[Job], work: Path) -> dict[str, Json]:
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
-def figures(body: Json) -> Json:
-    """Return one run's numbers: per width (or victim), clean, and the largest success by kind, size and attack."""
+def figures(body: Json, clean: dict[str, float]) -> Json:
+    """Return one run's numbers: per width (or victim), accuracy on the whole test split, and the largest success.
+
+    The latter by what the patches were made on (`white_box`; `transfer`, which is everything else, and its parts
+    `other`, one other width, `joint` and `tuned`), by size and by attack.
+    """
     rows: Json = {}
     for line in body["headline"]:
         name = line["name"]
-        row: Json = {"clean": line["clean"]["rate"]}
+        row: Json = {"clean": clean[name]}
         for kind, top in line["untargeted"].items():
             row[kind] = top["rate"]
             row[f"{kind}_worst"] = top["worst"]["rate"]
@@ -159,16 +166,25 @@ def summary(results: dict[str, Json]) -> Json:
 
 
 def _by_attack(body: Json, name: str) -> Json:
-    """Return the largest white-box and transfer success of each attack over its sizes and surrogates."""
+    """Return the largest success of each attack over sizes and surrogates, and of each kind of surrogate by size."""
     row: Json = {}
     for cell in body["cells"]:
         if cell["probe"]:
             continue
-        kind = "white_box" if cell["surrogate"] in (name, "joint" if name == RANDOM else name) else "transfer"
+        made = cell["surrogate"]
+        white = made in (name, "joint" if name == RANDOM else name)
+        kind = "white_box" if white else "transfer"
+        part = [] if white else [f"{'other' if made.isdecimal() else made}_{cell['size']}px"]
         rate = next(r["untargeted"]["rate"] for r in cell["results"] if r["name"] == name)
-        key = f"{kind}_{cell['attack']}"
-        row[key] = max(rate, row.get(key, 0.0))
+        for key in (f"{kind}_{cell['attack']}", *part):
+            row[key] = max(rate, row.get(key, 0.0))
     return row
+
+
+@torch.no_grad()
+def _clean(victim: RandomWidth, data: Dataset) -> float:
+    right = [(victim(images).argmax(-1) == labels).float() for images, labels in batches(data.test, 500)]
+    return float(torch.cat(right).mean())
 
 
 def _spread(values: list[float]) -> Json:

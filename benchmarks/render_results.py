@@ -17,6 +17,15 @@ from edgeq.files import read_json, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 BITS = ("32", "8", "5", "4", "2")
+KINDS = {
+    "clean": "clean",
+    "white_box_6px": "white box",
+    "other_6px": "another width",
+    "joint_6px": "all widths",
+    "tuned_6px": "tuned copy",
+    "white_box": "white box, any size",
+    "transfer": "the rest, any size",
+}
 METHODS = ("minmax", "percentile", "entropy", "mse")
 MISSING = "*Not measured yet.*"
 Body = dict[str, Any]  # JSON
@@ -157,6 +166,21 @@ def ptq(body: Body) -> str:
     return "\n\n".join(tables)
 
 
+def defenses(body: Body) -> str:
+    """Return clean accuracy of each arm, and the largest success by what the patches were made on."""
+    rows = []
+    for arm, widths in body["arms"].items():
+        order = sorted((w for w in widths if w.isdecimal()), key=int, reverse=True) or list(widths)
+        by_kind = [" ".join(_rounded(widths[w].get(kind)) for w in order) for kind in KINDS]
+        seeds = max(len(widths[w]["clean"]["values"]) for w in order)
+        rows.append((arm, " ".join(order), seeds, *by_kind))
+    return table(("arm", "bits", "seeds", *KINDS.values()), rows)
+
+
+def _rounded(figure: Body | None) -> str:
+    return "-" if figure is None else f"{figure['mean']:.0f}"
+
+
 def _refusal(found: Body) -> str:
     return found.get("refused", "").replace("|", "/")
 
@@ -171,6 +195,8 @@ TABLES: dict[str, tuple[str, Callable[[Body], str]]] = {
     "ptq_cifar": ("shared_cifar.json", post_training),
     "snapping_cifar": ("shared_cifar.json", snapping),
     "shared_signs": ("shared_signs.json", shared),
+    "defenses_signs": ("defenses_signs.json", defenses),
+    "defenses_cifar": ("defenses_cifar.json", defenses),
     "ptq_signs": ("shared_signs.json", post_training),
     "snapping_signs": ("shared_signs.json", snapping),
 }
