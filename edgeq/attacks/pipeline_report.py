@@ -132,7 +132,7 @@ def bare_accuracy(
     deployed: AbstractDeployed, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], assault: Assault
 ) -> dict[int, dict[str, Any]]:
     """Return at each eps what the classifier without its purifier withstands, by PGD on it."""
-    alone, found = Purified(_Nothing(), deployed.victim), {}
+    alone, found = Purified(Nothing(), deployed.victim), {}
     clean = right(alone, images, labels)
     for eps in sorted(set(assault.eps)):
         attacked = attack_pipeline("straight", alone, images, labels, eps=eps, effort=assault.effort, seed=assault.seed)
@@ -140,7 +140,7 @@ def bare_accuracy(
     return found
 
 
-class _Nothing(AbstractPurifier):
+class Nothing(AbstractPurifier):
     """The purifier that leaves images as they are."""
 
     stochastic = False
