@@ -44,7 +44,7 @@ POOL = Patches(sizes=(6,), copies=2)
 ONLINE = replace(POOL, online=1.0)
 SIGNS = TrainConfig(
     data="signs:train=2560,test=1000",
-    epochs=12,
+    epochs=20,
     batch_size=32,
     lr=0.1,
     quant=QuantConfig(bits=BITS),

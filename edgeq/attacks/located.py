@@ -7,9 +7,16 @@ the loss at the clean image x, the linearised gain of an optimal patch is
     sum over its pixels of |g|                         place = "gradient"
 
 and the patch that attains the former is 1 where g > 0 and 0 where g < 0: it is the first restart's start. Later
-restarts start from random patches at places drawn in proportion to the sums. Then Adam or sign steps climb the margin,
-optionally trying the four neighbouring places every few steps. The best patch and place over all steps and restarts is
-kept for each image, and an image that has reached its goal is left out of later restarts.
+restarts start from random patches at places drawn in proportion to the sums.
+
+A gradient at one point is a poor guide to places, the more so if the network was trained against patches found that
+way: one colour at a place found by asking can then beat it. So scouts go first: the victim is asked about `scouts`
+other starts, of one colour at places drawn at random and of the linearised optimum at places drawn in proportion to
+the sums in turn, and the best of all is where the ascent begins.
+
+Then Adam or sign steps climb the margin, optionally trying the four neighbouring places every few steps. The best patch
+and place over all scouts, steps and restarts is kept for each image, and an image that has reached its goal is left out
+of later restarts.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +29,7 @@ from torch import Tensor
 from edgeq.attacks.base import AbstractPatchAttack, Ascent, PatchResult, Progress, Record, Seed, seed_key
 from edgeq.attacks.goal import Goal, Loss, Victim
 from edgeq.attacks.patch import Placement, Region, allowed, cut, draw_places
-from edgeq.attacks.perimage import Best, Search, choose, input_gradient, window_sums
+from edgeq.attacks.perimage import Best, Search, choose, draw_weighted, input_gradient, window_sums
 from edgeq.data.seeds import generator
 from edgeq.errors import InputError
 
@@ -38,6 +45,7 @@ class Located(AbstractPatchAttack):
         place: How the first place is chosen: "gain", "gradient" or "random".
         start: First restart's patch: "gradient" (the linearised optimum), "random" or "grey".
         region: Where patches may lie.
+        scouts: Other starts that are asked about before each ascent, a forward pass each.
         restarts: Worst case over so many searches.
         move_every: Steps between tries of the neighbouring places; 0 for none.
         stride: Pixels of such a move.
@@ -51,6 +59,7 @@ class Located(AbstractPatchAttack):
     place: Literal["gain", "gradient", "random"] = "gain"
     start: Literal["gradient", "random", "grey"] = "gradient"
     region: Region = "anywhere"
+    scouts: int = 0
     restarts: int = 1
     move_every: int = 0
     stride: int = 2
@@ -59,10 +68,10 @@ class Located(AbstractPatchAttack):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.restarts < 1 or self.batch_size < 1 or self.move_every < 0 or self.stride < 1:
+        if min(self.restarts, self.batch_size, self.stride) < 1 or min(self.move_every, self.scouts) < 0:
             raise InputError(
-                f"expected restarts, batch_size and stride of 1 or more and move_every of 0 or more, got "
-                f"{self.restarts}, {self.batch_size}, {self.stride} and {self.move_every}; correct them"
+                f"expected restarts, batch_size and stride of 1 or more, and move_every and scouts of 0 or more, got "
+                f"{self.restarts}, {self.batch_size}, {self.stride}, {self.move_every} and {self.scouts}; correct them"
             )
         if self.keep == "last" and self.restarts > 1:
             raise InputError(f"expected restarts=1 with keep='last', got {self.restarts}; use keep='best'")
@@ -72,7 +81,7 @@ class Located(AbstractPatchAttack):
         best = Best.none(images, self.size)
         record, members = Record(self.ascent.steps), 1
         for restart in range(self.restarts):
-            noise = _Noise(images, self.size, places, generator("located", seed_key(seed), restart))
+            noise = _Noise(images, self.size, places, generator("located", seed_key(seed), restart), self.scouts)
             active = torch.arange(len(images), device=images.device)
             if restart:
                 members = _members(victim, images) if restart == 1 else members
@@ -90,39 +99,59 @@ class Located(AbstractPatchAttack):
         self, victim: Victim, images: Tensor, goal: Goal, index: Tensor, best: Best, noise: "_Noise", restart: int
     ) -> tuple[Search, Tensor]:
         places, patch = noise.places.at(index), noise.patch[index]
-        if self.place != "random" or (self.start == "gradient" and restart == 0):
+        grad = promise = None
+        if self.place != "random" or (self.start == "gradient" and (self.scouts or restart == 0)):
             best.queries[index] += 1
             grad = input_gradient(victim, images, goal, self.loss)
-            if self.place != "random":
-                sums = window_sums(_promise(images, grad, self.place), self.size)
-                if restart:  # the largest of log s_i + Gumbel noise is a draw in proportion to s_i
-                    sums = sums.clamp_min(1e-30).log() + noise.gumbel[index]
-                places = choose(sums, noise.allowed)
-            if self.start == "gradient" and restart == 0:
-                hidden = cut(grad, places, self.size)
-                patch = torch.where(hidden == 0, patch, (hidden > 0).to(patch))
+        if grad is not None and self.place != "random":
+            promise = window_sums(_promise(images, grad, self.place), self.size)
+            # the largest of log s_i + Gumbel noise is a draw in proportion to s_i
+            sums = promise.clamp_min(1e-30).log() + noise.gumbel[index] if restart else promise
+            places = choose(sums, noise.allowed)
+        if grad is not None and self.start == "gradient" and restart == 0:
+            patch = _optimum(grad, places, patch)
         if self.start == "grey" and restart == 0:
             patch = torch.full_like(patch, 0.5)
         search = Search(
             victim, images, goal, index, best, places, noise.allowed, self.loss, self.stride, self.move_every, self.keep
         )
+        if self.scouts:
+            patch = search.scout(patch, (noise.scout(k, index, grad, promise) for k in range(self.scouts)))
         return search, patch
 
 
 class _Noise:
     """All that is random in a restart, drawn for all images at once so that batches do not matter."""
 
-    def __init__(self, images: Tensor, size: int, places: Tensor, gen: torch.Generator) -> None:
+    def __init__(self, images: Tensor, size: int, places: Tensor, gen: torch.Generator, scouts: int) -> None:
         n, channels = images.shape[:2]
         self.allowed = places
         self.patch = torch.rand(n, channels, size, size, generator=gen, dtype=images.dtype).to(images.device)
         self.places: Placement = draw_places(places.cpu(), n, gen).to(images.device)
         uniform = torch.rand(n, *places.shape, generator=gen, dtype=images.dtype).clamp_min(1e-30)
         self.gumbel = -(-uniform.log()).clamp_min(1e-30).log().to(images.device)
+        self.points = torch.rand(scouts, n, 1 + channels, generator=gen, dtype=images.dtype).to(images.device)
+
+    def scout(self, k: int, index: Tensor, grad: Tensor | None, promise: Tensor | None) -> tuple[Tensor, Placement]:
+        """Return the k-th other start: one colour somewhere, or the linearised optimum where it promises something."""
+        point, patch = self.points[k, index], self.patch[index]
+        if k % 2 and grad is not None and promise is not None:
+            places = draw_weighted(promise, self.allowed, point[:, 0])
+            return _optimum(grad, places, patch), places
+        options = self.allowed.nonzero()
+        chosen = options[(point[:, 0] * len(options)).long()]
+        colour = (point[:, 1:, None, None] * 256).floor() / 255
+        return colour.expand_as(patch), Placement(chosen[:, 0], chosen[:, 1])
 
 
 def _promise(images: Tensor, grad: Tensor, place: str) -> Float[Tensor, "n c h w"]:
     return torch.maximum(grad * (1 - images), -grad * images) if place == "gain" else grad.abs()
+
+
+def _optimum(grad: Tensor, places: Placement, patch: Tensor) -> Tensor:
+    """Return the patch that the gradient wants there, and `patch` where it wants nothing."""
+    hidden = cut(grad, places, patch.shape[-1])
+    return torch.where(hidden == 0, patch, (hidden > 0).to(patch))
 
 
 @torch.no_grad()
@@ -131,16 +160,19 @@ def _members(victim: Victim, images: Tensor) -> int:
     return 1 if logits.dim() == 2 else int(logits.shape[:-2].numel())
 
 
-def training_attack(size: int = 6, *, steps: int = 4) -> Located:
-    """Return the cheap version to train against: `steps` + 1 forward and backward passes.
+def training_attack(size: int = 6, *, steps: int = 4, scouts: int = 8) -> Located:
+    """Return the cheap version to train against: `steps` + 1 forward and backward passes, `scouts` + 2 forward ones.
 
-    One gradient gives both the place and the first patch; few sign steps follow. With a step of half the range of
-    brightness, falling along a half cosine, four of them come within about ten points of the success of thirty Adam
-    steps; steps of 0.1 do not.
+    One gradient gives the first place and patch, scouts other ones; few sign steps follow. With a step of half the range
+    of brightness, falling along a half cosine, four of them come within about ten points of the success of thirty Adam
+    steps; steps of 0.1 do not. Without scouts a network learns to withstand what lies where its gradient points, and
+    one colour elsewhere still fools it.
     """
-    return Located(size=size, ascent=Ascent(steps, 0.5, "sign", decay=True), keep="last", batch_size=1 << 30)
+    ascent = Ascent(steps, 0.5, "sign", decay=True)
+    return Located(size=size, ascent=ascent, scouts=scouts, keep="best", batch_size=1 << 30)
 
 
-def strong_attack(size: int = 6, *, steps: int = 60, restarts: int = 3) -> Located:
+def strong_attack(size: int = 6, *, steps: int = 60, restarts: int = 3, scouts: int = 150) -> Located:
     """Return the version to evaluate with: the worst case over restarts, places tried again on the way."""
-    return Located(size=size, ascent=Ascent(steps, 0.1, decay=True), move_every=10, restarts=restarts)
+    ascent = Ascent(steps, 0.1, decay=True)
+    return Located(size=size, ascent=ascent, move_every=10, scouts=scouts, restarts=restarts)

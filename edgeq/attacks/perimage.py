@@ -1,5 +1,6 @@
 """A patch for each image: the state of a batch's search, which keeps the best patch and place that were seen."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,20 @@ class Search:
                 self.best.offer(self.index, final, self.places, torch.zeros_like(self.best.rank[self.index]))
         return done
 
+    @torch.no_grad()
+    def scout(self, patch: Tensor, starts: Iterable[tuple[Tensor, Placement]]) -> Tensor:
+        """Go to the best of the own place and some others, and return the patch that is best there."""
+        rank = self.goal.rank(self._ask(to_bytes(patch), self.places))
+        for other, places in starts:
+            sent = to_bytes(other)
+            new = self.goal.rank(self._ask(sent, places))
+            better = new > rank
+            rank = torch.where(better, new, rank)
+            patch = torch.where(better[:, None, None, None], sent, patch)
+            top = torch.where(better, places.top, self.places.top)
+            self.places = Placement(top, torch.where(better, places.left, self.places.left))
+        return patch
+
     def _score(self, patch: Tensor, t: int) -> tuple[Tensor, Tensor]:
         if self.every and t and t % self.every == 0:
             self._move(patch.detach())
@@ -137,6 +152,17 @@ def input_gradient(
 def window_sums(pixels: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n rows columns"]:
     """Return, for every place of a patch, the mean over the pixels that it would hide."""
     return F.avg_pool2d(pixels.sum(1, keepdim=True), size, stride=1)[:, 0]
+
+
+def draw_weighted(
+    weights: Float[Tensor, "n rows columns"], allowed: Bool[Tensor, "rows columns"], uniform: Float[Tensor, " n"]
+) -> Placement:
+    """Return an allowed place for each image, drawn in proportion to its weight by one uniform number."""
+    flat = (weights.clamp_min(0.0) * allowed).flatten(1).double()
+    flat = torch.where(flat.sum(1, keepdim=True) > 0, flat, allowed.flatten().double())
+    heights = flat.cumsum(1)
+    at = torch.searchsorted(heights, (uniform.double() * heights[:, -1])[:, None], right=True)[:, 0]
+    return Placement(at // weights.shape[2], at % weights.shape[2])
 
 
 def choose(sums: Float[Tensor, "n rows columns"], allowed: Bool[Tensor, "rows columns"]) -> Placement:

@@ -147,18 +147,23 @@ class Nothing(AbstractPurifier):
     codewords = False
 
     def encode(self, images: Tensor) -> Tensor:
+        """Return the images."""
         return images
 
     def squeeze(self, latent: Tensor, draw: Draw, temperature: float) -> Tensor:
+        """Return the images."""
         return latent
 
     def decode(self, latent: Tensor) -> Tensor:
+        """Return the images."""
         return latent
 
     def bits_per_image(self, image_shape: tuple[int, ...]) -> float:
+        """Return no bound."""
         return math.inf
 
     def not_exportable(self) -> str:
+        """Return no reason."""
         return ""
 
 

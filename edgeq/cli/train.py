@@ -52,6 +52,7 @@ class Train(AbstractCommand):
         patch_sizes: Sides of the patches in pixels.
         online: Share of the patches that are made in the step for their image; the others come from a pool.
         online_steps: Gradient steps of such a patch.
+        online_scouts: Other starts that are asked about before them, a forward pass each.
         warmup: Fraction of the epochs, at the beginning, without patches.
         pool_copies: Patches of the pool for each class and size.
         pool_steps: Gradient steps of each.
@@ -109,6 +110,7 @@ class Train(AbstractCommand):
     patch_sizes: tuple[int, ...] = (6,)
     online: float = 0.0
     online_steps: int = 4
+    online_scouts: int = 8
     warmup: float = 0.2
     pool_copies: int = 1
     pool_steps: int = 200
@@ -220,6 +222,7 @@ class Train(AbstractCommand):
             sizes=self.patch_sizes,
             online=self.online,
             online_steps=self.online_steps,
+            online_scouts=self.online_scouts,
             warmup=self.warmup,
             copies=self.pool_copies,
             pool_steps=self.pool_steps,

@@ -42,7 +42,8 @@ class Patches:
         lambda_adv: Weight of the patched images' loss.
         sizes: Sides in pixels; a batch has one of them.
         online: Share of the patched images whose patch is made for them in the step; the others get one of the pool.
-        online_steps: Gradient steps of such a patch, after the one that chooses its place.
+        online_steps: Gradient steps of such a patch, after the one that gives its first place.
+        online_scouts: Other starts that are asked about before, a forward pass each.
         warmup: Fraction of the epochs, at the beginning, that train without patches.
         copies: Patches of the pool for each class and size.
         pool_steps: Gradient steps of each.
@@ -55,6 +56,7 @@ class Patches:
     sizes: tuple[int, ...] = (6,)
     online: float = 0.0
     online_steps: int = 4
+    online_scouts: int = 8
     warmup: float = 0.2
     copies: int = 1
     pool_steps: int = 200
@@ -74,10 +76,11 @@ class Patches:
             raise InputError(f"expected lambda_adv of 0 or more, got {self.lambda_adv}; 1 is usual")
         if not self.sizes or min(self.sizes) < 1:
             raise InputError(f"expected patch sizes of 1 pixel or more, got {list(self.sizes)}; for example 6")
-        if min(self.online_steps, self.copies, self.pool_steps, self.pool_images) < 1:
+        if min(self.online_steps, self.copies, self.pool_steps, self.pool_images) < 1 or self.online_scouts < 0:
             raise InputError(
-                f"expected 1 or more online steps, pool copies, pool steps and pool images, got {self.online_steps}, "
-                f"{self.copies}, {self.pool_steps} and {self.pool_images}"
+                "expected 1 or more online steps, pool copies, pool steps and pool images, and 0 or more online "
+                f"scouts, got {self.online_steps}, {self.copies}, {self.pool_steps}, {self.pool_images} and "
+                f"{self.online_scouts}"
             )
 
     @property
@@ -178,7 +181,7 @@ class Patcher:
         gen = generator("online patches", *key)
         bits = active[int(torch.randint(len(active), (1,), generator=gen))]
         size = self.choices.sizes[int(torch.randint(len(self.choices.sizes), (1,), generator=gen))]
-        attack = training_attack(size, steps=self.choices.online_steps)
+        attack = training_attack(size, steps=self.choices.online_steps, scouts=self.choices.online_scouts)
         return attack.run(surrogate(self.net, bits), images, Goal(labels), seed=key).on(images)
 
 

@@ -3,7 +3,7 @@
     L = CE over the batch, of which a share rho shows a patch made for it in this step, on this very width
 
 The baseline has no shared backbone: train one run per width. Patched images stand in for their clean ones, as in the
-paper. Of `Patches` it reads rho, sizes and online_steps.
+paper. Of `Patches` it reads rho, sizes, online_steps and online_scouts.
 """
 
 from dataclasses import replace

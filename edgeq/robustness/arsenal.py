@@ -23,6 +23,7 @@ class Effort:
     Attributes:
         steps: Gradient steps of a patch per image.
         restarts: Searches per image, the worst case of which counts.
+        scouts: Starts that are asked about before each of them.
         universal_steps: Gradient steps of a universal patch.
         queries: Most questions of a black box per image.
         tune_steps: Training steps of the tuned surrogate.
@@ -30,20 +31,24 @@ class Effort:
 
     steps: int = 40
     restarts: int = 2
+    scouts: int = 60
     universal_steps: int = 150
     queries: int = 150
     tune_steps: int = 150
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if min(self.steps, self.restarts, self.universal_steps, self.tune_steps) < 1 or self.queries < 10:
-            raise InputError(f"expected 1 or more of everything and 10 questions or more, got {self}; raise them")
+        least = min(self.steps, self.restarts, self.universal_steps, self.tune_steps)
+        if least < 1 or self.scouts < 0 or self.queries < 10:
+            raise InputError(
+                f"expected 1 or more of everything, 0 or more scouts and 10 questions or more, got {self}; raise them"
+            )
 
 
 EFFORTS: dict[str, Effort] = {
-    "quick": Effort(steps=20, restarts=1, universal_steps=60, queries=50, tune_steps=50),
+    "quick": Effort(steps=20, restarts=1, scouts=40, universal_steps=60, queries=50, tune_steps=50),
     "standard": Effort(),
-    "strong": Effort(steps=60, restarts=3, universal_steps=500, queries=1000, tune_steps=300),
+    "strong": Effort(steps=60, restarts=3, scouts=150, universal_steps=500, queries=1000, tune_steps=300),
 }
 
 
@@ -65,11 +70,13 @@ class Arm:
 
 
 def _located(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
-    return replace(strong_attack(size, steps=effort.steps, restarts=effort.restarts), batch_size=batch)
+    attack = strong_attack(size, steps=effort.steps, restarts=effort.restarts, scouts=effort.scouts)
+    return replace(attack, batch_size=batch)
 
 
 def _short(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
-    return replace(strong_attack(size, steps=max(1, effort.steps // 8), restarts=1), batch_size=batch)
+    attack = strong_attack(size, steps=max(1, effort.steps // 8), restarts=1, scouts=effort.scouts // 8)
+    return replace(attack, batch_size=batch)
 
 
 def _gap(size: int, effort: Effort, _batch: int, _: Textures | None) -> AbstractPatchAttack:
@@ -103,7 +110,7 @@ ARMS: dict[str, Arm] = {
     "patch-mono": Arm(_mono, universal=False, gradients=False, about="black box: one colour per image"),
     TEXTURE: Arm(_texture, universal=False, gradients=False, about="black box: texture from training images"),
 }
-PROBE = Arm(_short, universal=False, gradients=True, about="located with an eighth of the steps, to see success grow")
+PROBE = Arm(_short, universal=False, gradients=True, about="located with an eighth of the effort, to see success grow")
 
 
 def arm(name: str) -> Arm:

@@ -78,6 +78,7 @@ def test_another_runs_pool_must_be_of_the_same_kind_of_data(made_run: Path, tmp_
         {"sizes": ()},
         {"sizes": (0,)},
         {"online_steps": 0},
+        {"online_scouts": -1},
         {"pool_steps": 0},
     ],
 )
