@@ -163,10 +163,10 @@ def _members(victim: Victim, images: Tensor) -> int:
 def training_attack(size: int = 6, *, steps: int = 4, scouts: int = 8) -> Located:
     """Return the cheap version to train against: `steps` + 1 forward and backward passes, `scouts` + 2 forward ones.
 
-    One gradient gives the first place and patch, scouts other ones; few sign steps follow. With a step of half the range
-    of brightness, falling along a half cosine, four of them come within about ten points of the success of thirty Adam
-    steps; steps of 0.1 do not. Without scouts a network learns to withstand what lies where its gradient points, and
-    one colour elsewhere still fools it.
+    One gradient gives the first place and patch, scouts other ones; few sign steps follow. With a step of half the
+    range of brightness, falling along a half cosine, four of them come within about ten points of the success of
+    thirty Adam steps; steps of 0.1 do not. Without scouts a network learns to withstand what lies where its gradient
+    points, and one colour elsewhere still fools it.
     """
     ascent = Ascent(steps, 0.5, "sign", decay=True)
     return Located(size=size, ascent=ascent, scouts=scouts, keep="best", batch_size=1 << 30)

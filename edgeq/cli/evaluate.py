@@ -94,9 +94,9 @@ class Evaluate(AbstractAttacking):
             return None, 1
         from edgeq.cli.purify_evaluate import check_samples
         from edgeq.purifiers import load_purifier
-        from edgeq.purifiers.artefact import load_integer_purifier
+        from edgeq.purifiers.artefact import is_artefact, load_integer_purifier
 
-        if (self.purifier / "manifest.json").exists():
+        if is_artefact(self.purifier):
             return load_integer_purifier(self.purifier), check_samples(self.samples, stochastic=False)
         _, purifier = load_purifier(self.purifier, device=self.on_device())
         return purifier, check_samples(self.samples, stochastic=purifier.stochastic)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -17,16 +17,13 @@ from edgeq.cli.purify_show import counting
 from edgeq.cli.purify_train import Train
 from edgeq.cli.talk import Talk
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class Apply(AbstractCommand):
     """Purify a folder of images: names and sub-folders stay, finished images are not made again, bad files are named.
 
     Attributes:
-        folder: A purifier's run folder.
+        folder: A purifier's run folder, or an artefact exported from one.
         source: Folder of images.
         target: Folder for the purified ones.
         samples: alp: draws whose images are averaged.
@@ -49,8 +46,13 @@ class Apply(AbstractCommand):
             from edgeq.cli.measure import device
             from edgeq.purifiers import load_purifier
             from edgeq.purifiers.apply import apply_folder, weights_of
-        _, purifier = load_purifier(self.folder, device=device(self.device))
-        check_samples(self.samples, stochastic=purifier.stochastic)
+            from edgeq.purifiers.artefact import is_artefact, load_integer_purifier
+        if is_artefact(self.folder):
+            purifier = load_integer_purifier(self.folder)
+            check_samples(self.samples, stochastic=False)
+        else:
+            _, purifier = load_purifier(self.folder, device=device(self.device))
+            check_samples(self.samples, stochastic=purifier.stochastic)
         try:
             with counting(talk) as show:
                 applied = apply_folder(

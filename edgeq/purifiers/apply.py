@@ -2,7 +2,8 @@
 
 An image of any size is purified at that size: its right and lower edges are repeated up to a multiple of four (and at
 least 16) pixels, and what was added is cut off again. Lossless formats keep what the purifier made; JPEG is
-written at quality 95 and blurs it a little, which `png=True` avoids.
+written at quality 95 and blurs it a little, which `png=True` avoids. An integer purifier has one size; images of
+another one are named as bad.
 """
 
 import io
@@ -22,6 +23,7 @@ from edgeq import runs
 from edgeq.data.decode import formats, open_rgb, suffixes
 from edgeq.errors import InputError
 from edgeq.files import read_json, sha256, write_bytes, write_json
+from edgeq.purifiers.artefact import MANIFEST, IntegerPurifier, is_artefact
 from edgeq.purifiers.base import AbstractPurifier, Draw, sample, to_bytes
 from edgeq.purifiers.blocks import SHRINK, SMALLEST
 
@@ -45,7 +47,7 @@ class Applied:
 
 
 def apply_folder(
-    purifier: AbstractPurifier,
+    purifier: AbstractPurifier | IntegerPurifier,
     source: str | Path,
     target: str | Path,
     *,
@@ -58,7 +60,7 @@ def apply_folder(
     """Purify all images below `source` into `target`.
 
     Args:
-        purifier: In evaluation mode.
+        purifier: In evaluation mode, or an artefact's.
         source: Folder that is searched with its sub-folders.
         target: New or empty folder, or one that this purifier has begun to fill.
         weights: File whose digest identifies the purifier.
@@ -73,7 +75,6 @@ def apply_folder(
     source, target = Path(source), Path(target)
     names = _names(source, target, png=png)
     _claim(target, {"weights_sha256": sha256(weights), "samples": samples, "seed": seed, "png": png})
-    device = next(purifier.parameters()).device
     applied, draw = Applied(), Draw(seed)
     todo = []
     for name, place in names.items():
@@ -82,8 +83,12 @@ def apply_folder(
         else:
             todo.append(name)
     for batch in _batches(source, todo, applied):
-        images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).permute(0, 3, 1, 2).to(device)
-        made = to_bytes(purify_any(purifier, images, samples=samples, draw=draw)).permute(0, 2, 3, 1).cpu().numpy()
+        images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).permute(0, 3, 1, 2)
+        try:
+            made = _bytes(purifier, images, samples, draw).permute(0, 2, 3, 1).cpu().numpy()
+        except InputError as error:
+            applied.bad += [f"{source / name}: {error}" for name, _ in batch]
+            continue
         for (name, _), pixels in zip(batch, made, strict=True):
             try:
                 write_bytes(target / names[name], _encoded(pixels, target / names[name]))
@@ -93,6 +98,13 @@ def apply_folder(
         if progress is not None:
             progress(applied, len(names))
     return applied
+
+
+def _bytes(purifier: AbstractPurifier | IntegerPurifier, images: Tensor, samples: int, draw: Draw) -> Tensor:
+    if isinstance(purifier, IntegerPurifier):
+        return purifier(images.contiguous())
+    device = next(purifier.parameters()).device
+    return to_bytes(purify_any(purifier, images.to(device), samples=samples, draw=draw))
 
 
 @torch.no_grad()
@@ -181,6 +193,6 @@ def _encoded(pixels: np.ndarray, path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def weights_of(run: Path) -> Path:
-    """Return the file whose digest identifies a run's purifier."""
-    return run / runs.WEIGHTS
+def weights_of(folder: Path) -> Path:
+    """Return the file whose digest identifies a run's purifier, or an artefact's."""
+    return folder / (MANIFEST if is_artefact(folder) else runs.WEIGHTS)

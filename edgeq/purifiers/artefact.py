@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from edgeq.errors import InputError
 from edgeq.export import load
+from edgeq.export.artefact import MANIFEST as MANIFEST
 from edgeq.integer import Model, runner
 
 
@@ -32,6 +34,11 @@ class IntegerPurifier:
                 "export a purifier that was trained on these"
             )
         return torch.from_numpy(self.model(images.cpu().numpy())).to(images.device)
+
+
+def is_artefact(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds an exported model, not a run."""
+    return (Path(folder) / MANIFEST).exists()
 
 
 def load_integer_purifier(folder: str | os.PathLike[str]) -> IntegerPurifier:

@@ -14,7 +14,7 @@ from edgeq.attacks.goal import Goal
 from edgeq.attacks.lavan import LAVAN
 from edgeq.attacks.located import Located, training_attack
 from edgeq.attacks.patch import cut, mask
-from edgeq.attacks.perimage import window_sums
+from edgeq.attacks.perimage import draw_weighted, window_sums
 from edgeq.attacks.victim import Surrogate, surrogate
 from edgeq.errors import InputError
 from edgeq.quant.network import MultiBitNet
@@ -99,6 +99,45 @@ def test_a_patch_over_the_region_flips_it_and_one_elsewhere_cannot() -> None:
     assert not bool(goal.reached(Region()(elsewhere.on(BLACK.float() / 255))).any())
 
 
+class Misleading:
+    """Weak evidence at the top left has a gradient; what flips the answer, a bright bottom right, has none on black."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        lured = 0.1 * images[:, :, :4, :4].mean((1, 2, 3))
+        decisive = (images[:, :, 8:12, 8:12].mean((1, 2, 3)) - 0.2).clamp_min(0.0)
+        return torch.stack([torch.full_like(lured, 0.15), lured + decisive], 1)
+
+
+def test_scouts_find_the_place_that_the_gradient_hides() -> None:
+    goal = Goal(ZEROS)
+    led = Located(size=4, ascent=SHORT)
+    scouted = replace(led, scouts=200)
+    assert not bool((led.run(Misleading(), BLACK, goal).score >= 1).any())
+    found = scouted.run(Misleading(), BLACK, goal)
+    assert bool((found.score >= 1).all())
+    assert int(found.queries[0]) == 1 + 201 + 15  # the gradient, the scouts and the own start, the steps and the end
+
+
+def test_a_scout_is_kept_only_where_it_is_better(net: MultiBitNet) -> None:
+    images, goal, victim = random_images(8), Goal(torch.arange(8) % 4), surrogate(net, 2)
+    ask = Located(size=3, ascent=Ascent(0))
+    scores = [replace(ask, scouts=scouts).run(victim, images, goal).score for scouts in (0, 1, 4, 16)]
+    assert all(bool((b >= a).all()) for a, b in pairwise(scores))
+    assert bool((scores[-1] > scores[0]).any())
+
+
+def test_a_weighted_place_follows_its_weights_and_keeps_to_what_is_allowed() -> None:
+    free = torch.ones(2, 3, dtype=torch.bool)
+    free[0, 0] = False
+    weights = torch.tensor([[9.0, 1.0, 0.0], [2.0, 0.0, 1.0]]).expand(4000, -1, -1)
+    uniform = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    places = draw_weighted(weights, free, uniform)
+    share = torch.bincount(3 * places.top + places.left, minlength=6) / 4000
+    assert torch.allclose(share, torch.tensor([0.0, 0.25, 0.0, 0.5, 0.0, 0.25]), atol=0.03)
+    nowhere = draw_weighted(torch.zeros(4000, 2, 3), free, uniform)
+    assert set((3 * nowhere.top + nowhere.left).tolist()) == {1, 2, 3, 4, 5}
+
+
 def test_restarts_never_lose_what_was_found(net: MultiBitNet) -> None:
     images, goal = random_images(8), Goal(torch.arange(8) % 4)
     few, many = (
@@ -114,6 +153,7 @@ def test_restarts_never_lose_what_was_found(net: MultiBitNet) -> None:
     "attack",
     [
         Located(size=4, ascent=Ascent(4), place="random", start="random", restarts=2, move_every=2),
+        Located(size=4, ascent=Ascent(2), scouts=5, restarts=2),
         LAVAN(size=4, ascent=Ascent(3)),
     ],
 )
@@ -194,6 +234,7 @@ def test_progress_is_called_once_a_step(net: MultiBitNet) -> None:
         lambda: Located(restarts=0),
         lambda: Located(restarts=2, keep="last"),
         lambda: Surrogate(None, ()) and Located(move_every=-1),  # type: ignore[arg-type]
+        lambda: Located(scouts=-1),
     ],
 )
 def test_wrong_choices_are_refused(wrong) -> None:

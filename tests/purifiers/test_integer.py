@@ -3,13 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edgeq.errors import InputError
 from edgeq.export import lower, save
 from edgeq.export.graph import Codebook, Table
 from edgeq.purifiers import ALP, SRL, VAE, PureVQ, load_purifier
+from edgeq.purifiers.apply import apply_folder, weights_of
 from edgeq.purifiers.artefact import load_integer_purifier
 from edgeq.purifiers.integer import integer_fidelity, integer_purifier, operators, redrawn
 from edgeq.purifiers.purevq import PureVQPurifier
@@ -38,6 +41,14 @@ def test_a_trained_purifier_draws_the_same_bytes_everywhere(trained: Path, tmp_p
         assert torch.equal(bytes_to_bytes(x), redrawn(net, x))
     with pytest.raises(InputError, match=r"images of shape \(3, 16, 16\) for this artefact, got \(3, 8, 8\)"):
         bytes_to_bytes(x[:, :, :8, :8])
+    (tmp_path / "in").mkdir()
+    for name, pixels in (("a", x[0]), ("b", x[1]), ("large", images(1, side=24)[0])):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"in/{name}.png")
+    weights = weights_of(tmp_path / "art")
+    done = apply_folder(bytes_to_bytes, tmp_path / "in", tmp_path / "out", weights=weights)
+    assert done.done == 2 and [message.partition(": ")[0] for message in done.bad] == [str(tmp_path / "in/large.png")]
+    with Image.open(tmp_path / "out/b.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), bytes_to_bytes(x)[1].permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("method", [TINY_VQ, TINY_FSQ, dataclasses.replace(TINY_FSQ, levels=(5, 5)), TINY_VAE], ids=str)
