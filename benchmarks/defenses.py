@@ -11,8 +11,8 @@ kept, and what --out holds already counts as finished.
 
 Arms: `standard`, `patch-at` (the control: the same patches without penalties), each penalty alone (`fdp`, `gpdp`),
 both without the curriculum (`no-bact`), all of it (`triqdef`), with shared BatchNorm (`triqdef-shared-bn`), with
-penalties above the similarity of different images only (`triqdef-excess`), and the strongest recipes: patches made per
-image in the step without and with the penalties (`online-at`, `combined`); `pbat` (a network per width), `dwq`
+penalties above the similarity of different images only (`triqdef-excess`), and the strongest recipes: patches made in
+the step for every image, without and with the penalties (`online-at`, `combined`); `pbat` (a network per width), `dwq`
 (random-precision adversarial training), and `random-width`, which is `dwq` asked at a width drawn for each image.
 Pairs of widths take turns in all of them but `dwq` and `pbat`, which train one width a step by their nature.
 """
@@ -41,7 +41,8 @@ BITS = (32, 8, 5, 4, 2)
 RESULT = "defense.json"
 RANDOM = "random-width"
 POOL = Patches(sizes=(6,), copies=2)
-ONLINE = replace(POOL, online=1.0)
+ONLINE = replace(POOL, online=1.0)  # half of the images, as the arms beside it
+STRONG = replace(ONLINE, rho=1.0)
 SIGNS = TrainConfig(
     data="signs:train=2560,test=1000",
     epochs=20,
@@ -72,8 +73,8 @@ def arms(config: TrainConfig) -> dict[str, TrainConfig]:
         "standard": replace(config, defense="standard"),
         "patch-at": replace(config, defense="patch-at"),
         "triqdef": full,
-        "online-at": replace(config, defense="patch-at", patches=ONLINE),
-        "combined": replace(full, patches=ONLINE),
+        "online-at": replace(config, defense="patch-at", patches=STRONG),
+        "combined": replace(full, patches=STRONG),
         "triqdef-excess": replace(full, triqdef=TriQDef(alignment=Alignment(excess=True, centred=True))),
         "fdp": replace(full, triqdef=TriQDef(lambda_gpdp=0.0)),
         "gpdp": replace(full, triqdef=TriQDef(lambda_fdp=0.0)),
