@@ -3,11 +3,11 @@
     python benchmarks/defenses.py --plan signs --out docs/results/defenses_signs.json
     python benchmarks/defenses.py --plan cifar --data folder:PATH --out docs/results/defenses_cifar.json
 
-Plans: `signs` trains every arm with two seeds, `cifar` three of them with one. The same network, epochs, schedule, data
-and patch sizes for all arms; every run is then attacked with the same plan (`edgeq.robustness`): patches made on each
-width, the strongest also on all jointly and on a tuned copy, at the seen size and two unseen ones. Everything is a run
-folder under --work; finished runs are not trained again, half-finished ones go on, finished cells of an attack are
-kept, and what --out holds already counts as finished.
+Plans: `signs` trains every arm with two seeds, `cifar` four with one, on a part of the training images. Network,
+epochs, schedule, data and patch sizes are the same for all arms; every run is then attacked with the same plan
+(`edgeq.robustness`): patches made on each width, the strongest also on all jointly and on a tuned copy, at the seen
+size and two unseen ones. Everything is a run folder under --work; finished runs are not trained again, half-finished
+ones go on, finished cells of an attack are kept, and what --out holds already counts as finished.
 
 Arms: `standard`, `patch-at` (the control: the same patches without penalties), each penalty alone (`fdp`, `gpdp`),
 both without the curriculum (`no-bact`), all of it (`triqdef`), with shared BatchNorm (`triqdef-shared-bn`), with
@@ -28,7 +28,7 @@ from provenance import commit
 
 from edgeq import runs
 from edgeq.curriculum import Curriculum
-from edgeq.data import Dataset, batches, load
+from edgeq.data import Dataset, batches, holdout, load
 from edgeq.defenses import Patches, RandomWidth, TriQDef, Turns
 from edgeq.evaluate import accuracies
 from edgeq.files import read_json, write_json
@@ -52,7 +52,8 @@ SIGNS = TrainConfig(
     patches=POOL,
     turns=Turns(2),
 )
-CIFAR = TrainConfig(data="", epochs=8, lr=0.2, quant=QuantConfig(bits=BITS), patches=POOL, turns=Turns(2))
+CIFAR = replace(SIGNS, data="", epochs=12, batch_size=64)
+CIFAR_TRAIN = 12_500  # images, or all of them where there are fewer
 ATTACKS = ("located", "gap", "lavan-universal", "patch-mono", "patch-texture")
 Json = dict[str, Any]  # Any: JSON
 
@@ -92,7 +93,7 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
     """Return the plan's jobs, a seed of every arm before the next seed."""
     chosen = arms(config)
     if plan == "cifar":
-        chosen = {name: chosen[name] for name in ("standard", "patch-at", "triqdef")}
+        chosen = {name: chosen[name] for name in ("standard", "patch-at", "triqdef", "online-at")}
     return [
         Job(f"{plan}-{name}-{seed}", replace(arm, seed=seed)) for seed in range(seeds) for name, arm in chosen.items()
     ]
@@ -249,6 +250,8 @@ def main() -> None:
         effort=EFFORTS[args.effort],
     )
     data = load(config.data)
+    if args.plan == "cifar" and len(data.train) > CIFAR_TRAIN:
+        data = replace(data, train=holdout(data.train, CIFAR_TRAIN, seed=0)[0])
     chosen = [job for job in jobs(args.plan, config, seeds) if not args.arms or _arm(job) in args.arms]
     said = {"model": config.model, "epochs": config.epochs, "images": args.images, "effort": args.effort}
     said |= {"attacks": list(args.attacks), "several": list(args.several), "sizes": list(args.sizes)}

@@ -168,17 +168,33 @@ def ptq(body: Body) -> str:
 
 def defenses(body: Body) -> str:
     """Return clean accuracy of each arm, and the largest success by what the patches were made on."""
-    rows = []
-    for arm, widths in body["arms"].items():
-        order = sorted((w for w in widths if w.isdecimal()), key=int, reverse=True) or list(widths)
-        by_kind = [" ".join(_rounded(widths[w].get(kind)) for w in order) for kind in KINDS]
-        seeds = max(len(widths[w]["clean"]["values"]) for w in order)
-        rows.append((arm, " ".join(order), seeds, *by_kind))
+    rows = [
+        (arm, " ".join(order), seeds, *(_by_width(widths, order, (kind,)) for kind in KINDS))
+        for arm, widths, order, seeds in _arms(body)
+    ]
     return table(("arm", "bits", "seeds", *KINDS.values()), rows)
 
 
-def _rounded(figure: Body | None) -> str:
-    return "-" if figure is None else f"{figure['mean']:.0f}"
+def by_attack(body: Body) -> str:
+    """Return the largest success of each attack, whatever the patches were made on."""
+    attacks = body["protocol"]["attacks"]
+    rows = [
+        (arm, " ".join(order), *(_by_width(widths, order, (f"white_box_{a}", f"transfer_{a}")) for a in attacks))
+        for arm, widths, order, _ in _arms(body)
+    ]
+    return table(("arm", "bits", *attacks), rows)
+
+
+def _arms(body: Body) -> Iterable[tuple[str, Body, list[str], int]]:
+    for arm, widths in body["arms"].items():
+        order = sorted((w for w in widths if w.isdecimal()), key=int, reverse=True) or list(widths)
+        yield arm, widths, order, max(len(widths[w]["clean"]["values"]) for w in order)
+
+
+def _by_width(widths: Body, order: list[str], keys: tuple[str, ...]) -> str:
+    """Return the largest of some figures at each width, as one cell."""
+    found = [[widths[w][key]["mean"] for key in keys if key in widths[w]] for w in order]
+    return " ".join(f"{max(means):.0f}" if means else "-" for means in found)
 
 
 def _refusal(found: Body) -> str:
@@ -196,7 +212,9 @@ TABLES: dict[str, tuple[str, Callable[[Body], str]]] = {
     "snapping_cifar": ("shared_cifar.json", snapping),
     "shared_signs": ("shared_signs.json", shared),
     "defenses_signs": ("defenses_signs.json", defenses),
+    "defenses_signs_by_attack": ("defenses_signs.json", by_attack),
     "defenses_cifar": ("defenses_cifar.json", defenses),
+    "defenses_cifar_by_attack": ("defenses_cifar.json", by_attack),
     "ptq_signs": ("shared_signs.json", post_training),
     "snapping_signs": ("shared_signs.json", snapping),
 }
