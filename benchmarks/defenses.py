@@ -42,7 +42,7 @@ RESULT = "defense.json"
 RANDOM = "random-width"
 POOL = Patches(sizes=(6,), copies=2)
 ONLINE = replace(POOL, online=1.0)  # half of the images, as the arms beside it
-STRONG = replace(ONLINE, rho=1.0)
+STRONG = replace(ONLINE, rho=1.0, lambda_adv=2.0, online_steps=5, online_scouts=16, warmup=0.1)
 SIGNS = TrainConfig(
     data="signs:train=2560,test=1000",
     epochs=20,
