@@ -197,6 +197,26 @@ def _by_width(widths: Body, order: list[str], keys: tuple[str, ...]) -> str:
     return " ".join(f"{max(means):.0f}" if means else "-" for means in found)
 
 
+def throughput(body: Body) -> str:
+    """Return images a second of the purifiers, beside a diffusion purifier's U-Net."""
+    rows = [
+        (
+            name,
+            row["calls"],
+            f"{1000 * row['seconds']:.1f}",
+            _three(row["images_per_second"]),
+            _three(row["times_diffusion"]),
+        )
+        for name, row in body["rows"].items()
+    ]
+    return table(("network", "calls per image", "ms per call, 16 images", "images a second", "times the U-Net"), rows)
+
+
+def _three(value: float) -> str:
+    """Return a number with three digits or more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _refusal(found: Body) -> str:
     return found.get("refused", "").replace("|", "/")
 
@@ -205,6 +225,7 @@ TABLES: dict[str, tuple[str, Callable[[Body], str]]] = {
     "latency": ("latency.json", latency),
     "portability": ("portability.json", portability),
     "ptq": ("ptq.json", ptq),
+    "purifiers_throughput": ("purifiers_throughput.json", throughput),
     "training_step": ("training_step.json", training_step),
     "export_time": ("export.json", export_time),
     "shared_cifar": ("shared_cifar.json", shared),
