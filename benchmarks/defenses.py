@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import commit
+from provenance import commit, without_place
 
 from edgeq import runs
+from edgeq.config import plain
 from edgeq.curriculum import Curriculum
 from edgeq.data import Dataset, batches, holdout, load
 from edgeq.defenses import Patches, RandomWidth, TriQDef, Turns
 from edgeq.evaluate import accuracies
 from edgeq.files import read_json, write_json
+from edgeq.launch import check_choices
 from edgeq.perceptual import Alignment
 from edgeq.quant.network import QuantConfig
 from edgeq.robustness import EFFORTS, Plan, attack_matrix, document, doubts
@@ -103,6 +105,7 @@ def run_job(job: Job, work: Path, data: Dataset, plan: Plan) -> None:
     """Train (or load) one run, attack it, and keep what came out in its folder."""
     folder = work / job.name
     if (folder / runs.WEIGHTS).exists():
+        check_choices(folder, job.config)
         _, net = runs.load_run(folder)
     else:
         net = train(job.config, out=folder, resume=folder.exists(), dataset=data, progress=_report(job.name))
@@ -120,13 +123,18 @@ def run_job(job: Job, work: Path, data: Dataset, plan: Plan) -> None:
     kept = {key: body[key] for key in ("headline", "integer", "warnings")}
     clean = {str(found.bits): found.accuracy for found in accuracies(net, data.test)}
     clean |= {name: _clean(victim, data) for name, victim in victims.items()}
-    write_json(folder / runs.RESULTS / RESULT, {"figures": figures(body, clean), **kept})
+    choices = without_place(plain(job.config))
+    write_json(folder / runs.RESULTS / RESULT, {"choices": choices, "figures": figures(body, clean), **kept})
 
 
 def finished(plan: list[Job], work: Path) -> dict[str, Json]:
-    """Return the results that are there, whichever process made them."""
-    paths = {job.name: work / job.name / runs.RESULTS / RESULT for job in plan}
-    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+    """Return the results that are there, whichever process made them; those of other choices do not count."""
+    found: dict[str, Json] = {}
+    for job in plan:
+        path = work / job.name / runs.RESULTS / RESULT
+        if path.exists() and _fits(body := read_json(path), job):
+            found[job.name] = body
+    return found
 
 
 def figures(body: Json, clean: dict[str, float]) -> Json:
@@ -213,8 +221,13 @@ def adopt(out: Path, plan: list[Job], work: Path, said: Json) -> None:
         raise SystemExit(f"expected results of the same protocol in {out}, got another one; name another --out")
     for job in plan:
         path = work / job.name / runs.RESULTS / RESULT
-        if job.name in body["results"] and not path.exists():
-            write_json(path, body["results"][job.name])
+        kept = body["results"].get(job.name)
+        if kept and _fits(kept, job) and not path.exists():
+            write_json(path, kept)
+
+
+def _fits(result: Json, job: Job) -> bool:
+    return bool(result["choices"] == without_place(plain(job.config)))
 
 
 def main() -> None:

@@ -59,6 +59,13 @@ def check_folder(out: Path, config: TrainConfig, resume: bool) -> None:
         raise InputError(
             f"expected a new or empty folder, got {out}, which holds a run; resume it or choose another --out"
         )
+    check_choices(out, config)
+    if (out / runs.WEIGHTS).exists():
+        raise InputError(f"expected an unfinished run to resume, got {out}, which has finished; evaluate or export it")
+
+
+def check_choices(out: Path, config: TrainConfig) -> None:
+    """Refuse a run that was begun with other choices than these."""
     now = plain(config)
     # a run of an earlier edgeq does not name newer choices; it was trained as their defaults say
     before = _filled(plain(TrainConfig()), runs.read_info(out).training)
@@ -68,8 +75,6 @@ def check_folder(out: Path, config: TrainConfig, resume: bool) -> None:
         raise InputError(
             f"expected the choices of the run in {out} to resume it, got {name}={now[name]!r}, not {before.get(name)!r}"
         )
-    if (out / runs.WEIGHTS).exists():
-        raise InputError(f"expected an unfinished run to resume, got {out}, which has finished; evaluate or export it")
 
 
 def _filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
