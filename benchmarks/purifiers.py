@@ -46,6 +46,7 @@ from edgeq.data import Dataset, Split, batches, holdout, load
 from edgeq.defenses import DWQ
 from edgeq.evaluate import accuracies
 from edgeq.files import read_json, write_json
+from edgeq.launch import image_shape
 from edgeq.poison.cache import in_memory
 from edgeq.poison.filters import purified
 from edgeq.purifiers import (
@@ -112,7 +113,7 @@ class Bench:
 
     def part(self, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images that are attacked, and their classes."""
-        chosen = holdout(data.test, self.images, seed=2)[0]  # type: ignore[type-var]
+        chosen = holdout(in_memory(data)[1], self.images, seed=2)[0]
         return next(batches(chosen, self.images))
 
     def assault(self, **changes: Any) -> Assault:
@@ -264,10 +265,9 @@ def throughput(bench: Bench, data: Dataset) -> None:
         up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     ).eval()
     images = next(batches(data.test, 16))[0]
-    shape = tuple(images.shape[1:])
     calls: dict[str, Callable[[], object]] = {}
     for name, method in {"purevq": PureVQ(), "alp": ALP(), "vae": VAE()}.items():
-        purifier = method.build(shape, 16).eval()  # type: ignore[arg-type]
+        purifier = method.build(image_shape(data), 16).eval()
         calls[name] = lambda purifier=purifier: purifier(images)
     scaled, step = images / 127.5 - 1.0, torch.tensor(100)
     calls["unet"] = lambda: unet(scaled, step)

@@ -157,6 +157,7 @@ def _repeats(call: Callable[[], object], plan: Plan) -> int:
     for _ in range(plan.warmup):
         call()
     repeats = 1
+    # no call takes less than a nanosecond, so there are never more calls in a sample than it has nanoseconds
     while (fastest := min(_sample(call, repeats) for _ in range(3))) < SHORTEST_NS and repeats < SHORTEST_NS:
         repeats = max(2 * repeats, min(10 * repeats, round(repeats * SHORTEST_NS / max(fastest, 1))))
     return repeats
