@@ -76,7 +76,6 @@ def run_search(command: "Sensitivity", talk: Talk) -> Document:
     with talk.busy("loading torch"):
         from edgeq.cli.calibrate import some_images
         from edgeq.cli.measure import device, load_fitting
-        from edgeq.cli.sensitivity import counting
         from edgeq.quant.layer_bits import write_layer_bits
         from edgeq.runs import load_run
         from edgeq.sensitivity import layer_noises, nearest_setting, search
@@ -84,7 +83,7 @@ def run_search(command: "Sensitivity", talk: Talk) -> Document:
     info, net = load_run(command.folder, device=device(command.device))
     dataset = load_fitting(command.data or info.data, info.classes, info.image_shape)
     images = some_images(dataset, command.images)
-    with counting(talk) as progress:
+    with talk.share("measuring") as progress:
         layers = layer_noises(net, images, bits=tuple(sorted(set(bits), reverse=True)), progress=progress)
     alike = command.activations == "same"
     found = search(layers, budget, edge_bits=info.quant.edge_bits, ends=command.edge_layers, alike=alike)

@@ -1,7 +1,5 @@
 """`edgeq sensitivity`: which layer a width's accuracy is lost in, and a search for bits of layers."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -84,7 +82,7 @@ class Sensitivity(AbstractCommand):
         split = dataset.test
         if self.images < len(split):
             split, _ = holdout(split, self.images, seed=0)
-        with counting(talk) as progress:
+        with talk.share("measuring") as progress:
             result = measure(net, split, bits=bits or None, progress=progress)
         for width in result.widths:
             _show(talk, self.folder, result, width)
@@ -92,13 +90,6 @@ class Sensitivity(AbstractCommand):
         if not self.data:
             write_json(self.folder / RESULTS / KEPT, body)
         return body
-
-
-@contextlib.contextmanager
-def counting(talk: Talk) -> Iterator[Callable[[int, int], None]]:
-    """Give out the function to call with how much is done."""
-    with talk.line("measuring") as line:
-        yield lambda done, total: line.show(f"measuring: {100 * done // total} %")
 
 
 def _show(talk: Talk, folder: Path, result: "Measured", width: "WidthReport") -> None:

@@ -77,6 +77,12 @@ class Talk:
             yield Line(self.note, None)
 
     @contextlib.contextmanager
+    def share(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Give out the function to call with how much is done, and of how much."""
+        with self.line(text) as line:
+            yield lambda done, total: line.show(f"{text}: {100 * done // total} %")
+
+    @contextlib.contextmanager
     def training(self) -> "Iterator[Callable[[Progress], None]]":
         """Give out the function to call with the progress of a training."""
         if self.console.is_terminal:
