@@ -108,7 +108,7 @@ class Make(AbstractPoisoning):
                 progress = stoppable(show.search, stop)
                 made = make_poisons(attack, scene, data=self.data, folder=self.out, progress=progress)
         except Interrupted:
-            raise Stopped("stopped; a search that was not finished begins anew", again=()) from None
+            raise Stopped(f"stopped; where the search stands is in {self.out}", again=()) from None
         label = dataset.classes[made.goal.label]
         talk.note(
             f"{len(made.index)} poisons towards '{label}' are in {self.out}, loss {made.losses[0]:.3f} -> "

@@ -11,7 +11,7 @@ whole number of 1/255, so rounding does not leave the budget.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -24,6 +24,7 @@ from edgeq.data.augment import FILL
 from edgeq.data.seeds import generator
 from edgeq.data.splits import Split
 from edgeq.errors import InputError
+from edgeq.poison.courses import Courses
 from edgeq.poison.goals import Targets, Trigger
 from edgeq.quant.network import MultiBitNet
 
@@ -32,6 +33,23 @@ Loss = Callable[[Tensor, int], Tensor]  # change, step -> what shall fall
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss
 
 TINY = 1e-12  # Adam's epsilon: gradients through a sure network are small, and the step must not depend on that
+
+
+def silent(done: int, steps: int, loss: float) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Watching:
+    """How the caller follows a search, and where it is kept.
+
+    Attributes:
+        progress: Called after each step.
+        courses: What goes on where it was stopped.
+    """
+
+    progress: Progress = silent
+    courses: Courses = field(default_factory=Courses)
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,7 @@ class AbstractAttack(ABC):
     eps: int = 8
 
     @abstractmethod
-    def run(self, scene: Scene, *, progress: Progress | None = None) -> Poisons:
+    def run(self, scene: Scene, *, watch: Watching | None = None) -> Poisons:
         """Return poisons for the scene's target."""
 
 
@@ -140,19 +158,27 @@ def within(images: UInt8[Tensor, "n 3 h w"], change: Float[Tensor, "#n 3 h w"], 
 
 
 def descend(
-    loss: Loss, start: Float[Tensor, "n 3 h w"], clip: Callable[[Tensor], Tensor], descent: Descent, progress: Progress
+    loss: Loss,
+    start: Float[Tensor, "n 3 h w"],
+    clip: Callable[[Tensor], Tensor],
+    descent: Descent,
+    watch: Watching,
+    name: str = "search",
 ) -> tuple[Float[Tensor, "n 3 h w"], tuple[float, ...]]:
     """Return the change after all steps, each followed by `clip`, and the loss before each."""
-    change = clip(start.detach()).clone()
+    course = watch.courses.begin(name, clip(start.detach()).clone())
+    change, losses = course.change, course.losses
     adam = torch.optim.Adam([change], lr=descent.step, eps=TINY)
-    losses = []
-    for t in range(descent.steps):
+    steps = torch.tensor(float(len(losses)))
+    adam.state[change] = {"step": steps, "exp_avg": course.first, "exp_avg_sq": course.second}
+    for t in range(len(losses), descent.steps):
         variable = change.detach().requires_grad_()
         with torch.enable_grad():
             value = loss(variable, t)
             (grad,) = torch.autograd.grad(value, (variable,))
         grad = torch.nan_to_num(grad)
         rate = descent.step * (0.5 + 0.5 * math.cos(math.pi * t / descent.steps))
+        course.settled = False
         if descent.rule == "sign":
             change.sub_(rate * grad.sign())
         else:
@@ -161,7 +187,9 @@ def descend(
             adam.step()
         change.copy_(clip(change))
         losses.append(float(value.detach()))
-        progress(t + 1, descent.steps, losses[-1])
+        course.settled = True
+        watch.courses.stepped()
+        watch.progress(t + 1, descent.steps, losses[-1])
     return change.detach(), tuple(losses)
 
 
@@ -177,10 +205,6 @@ def shifted(images: Images, most: int, gen: torch.Generator) -> Images:
     top, left = torch.randint(2 * most + 1, (2, len(images)), generator=gen).to(images.device)
     padded = F.pad(images, (most, most, most, most), value=FILL / 255)
     return cut(padded, Placement(top, left), images.shape[-1])
-
-
-def silent(done: int, steps: int, loss: float) -> None:
-    """Show nothing."""
 
 
 def of_class(labels: Int64[Tensor, " n"], label: int, count: int, *, among: str) -> Int64[Tensor, " k"]:

@@ -23,14 +23,13 @@ from edgeq.poison.base import (
     AbstractAttack,
     Descent,
     Poisons,
-    Progress,
     Scene,
+    Watching,
     ball,
     check_eps,
     descend,
     of_class,
     shifted,
-    silent,
     within,
 )
 from edgeq.poison.networks import Features, featured
@@ -70,7 +69,7 @@ class Bullseye(AbstractAttack):
                 f"{self.draws}, {self.shift} and {self.per_class}; correct them"
             )
 
-    def run(self, scene: Scene, *, progress: Progress | None = None) -> Poisons:
+    def run(self, scene: Scene, *, watch: Watching | None = None) -> Poisons:
         """Return poisons towards the scene's target image."""
         goal = choose(scene)
         maps = [Features(net, max(net.bits)) for net in scene.nets]
@@ -83,7 +82,7 @@ class Bullseye(AbstractAttack):
             scene.train.images[index].to(scene.device),
             goal.images.to(scene.device),
             seed=f"{scene.seed} {scene.number}",
-            progress=progress,
+            watch=watch,
         )
         return Poisons(index, made.cpu(), goal, losses)
 
@@ -94,7 +93,7 @@ class Bullseye(AbstractAttack):
         target: UInt8[Tensor, "1 3 h w"],
         *,
         seed: str = "",
-        progress: Progress | None = None,
+        watch: Watching | None = None,
     ) -> tuple[UInt8[Tensor, "k 3 h w"], tuple[float, ...]]:
         """Return the bases as poisons, and the loss at each step."""
         clean = bases.float() / 255.0
@@ -114,7 +113,9 @@ class Bullseye(AbstractAttack):
                 )
             return total / self.draws
 
-        change, losses = descend(loss, torch.zeros_like(clean), ball(clean, self.eps), self.descent, progress or silent)
+        change, losses = descend(
+            loss, torch.zeros_like(clean), ball(clean, self.eps), self.descent, watch or Watching()
+        )
         return within(bases, change, eps=self.eps), losses
 
 

@@ -1,5 +1,7 @@
 """Poisons in a folder: made once, recognised when all choices are the same, and a data set for any training.
 
+A search that is stopped leaves where it stands (see `courses`), and goes on there.
+
 The files are those of `edgeq.data.poisoned`; the description also holds the attack, its choices, the target, and hashes
 of the surrogates and the images. It is written last: where it is, the folder is whole.
 """
@@ -15,10 +17,11 @@ from edgeq.data import Dataset, Split
 from edgeq.data.poisoned import FORMAT, ORIGIN, TENSORS, check_base, read_replaced
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, read_json, save_tensors, sha256, write_json
-from edgeq.poison.base import AbstractAttack, Poisons, Progress, Scene
+from edgeq.poison.base import AbstractAttack, Poisons, Progress, Scene, Watching, silent
+from edgeq.poison.courses import FILE, Courses
 from edgeq.poison.goals import Targets, Trigger
 from edgeq.quant.network import MultiBitNet
-from edgeq.robustness.store import fingerprint
+from edgeq.robustness.store import fingerprint, key_of
 from edgeq.runs import versions
 
 
@@ -43,9 +46,14 @@ def make_poisons(
     if (folder / ORIGIN).exists():
         _check_same(folder, origin)
         return open_poisons(folder)
-    if folder.exists() and (not folder.is_dir() or any(p.name != TENSORS for p in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(p.name not in (TENSORS, FILE) for p in folder.iterdir())):
         raise InputError(f"expected a new or empty folder, got {folder}, which holds something; choose another")
-    made = attack.run(scene, progress=progress)
+    courses = Courses(folder / FILE, key_of(origin))
+    try:
+        made = attack.run(scene, watch=Watching(progress or silent, courses))
+    except BaseException:
+        courses.write()
+        raise
     tensors = {"index": made.index, "images": made.images, "labels": scene.train.labels[made.index]}
     goal = made.goal
     if isinstance(goal, Targets):
@@ -55,6 +63,7 @@ def make_poisons(
     save_tensors(folder / TENSORS, tensors)
     body = {**origin, "label": goal.label, "losses": list(made.losses), "versions": versions()}
     write_json(folder / ORIGIN, {**body, "sha256": sha256(folder / TENSORS)})
+    courses.forget()
     return open_poisons(folder)
 
 

@@ -24,14 +24,13 @@ from edgeq.poison.base import (
     AbstractAttack,
     Descent,
     Poisons,
-    Progress,
     Scene,
+    Watching,
     ball,
     check_eps,
     descend,
     of_class,
     shifted,
-    silent,
     within,
 )
 from edgeq.poison.targets import choose
@@ -90,7 +89,7 @@ class GradientMatching(AbstractAttack):
                 f"and {self.restarts}; correct them"
             )
 
-    def run(self, scene: Scene, *, progress: Progress | None = None) -> Poisons:
+    def run(self, scene: Scene, *, watch: Watching | None = None) -> Poisons:
         """Return poisons towards the scene's target image."""
         goal = choose(scene)
         count = self.poisons or max(1, round(SHARE * len(scene.train)))
@@ -104,7 +103,7 @@ class GradientMatching(AbstractAttack):
             goal.images.to(scene.device),
             goal.label,
             seed=key,
-            progress=progress,
+            watch=watch,
         )
         return Poisons(index, made.cpu(), goal, losses)
 
@@ -116,7 +115,7 @@ class GradientMatching(AbstractAttack):
         label: int,
         *,
         seed: str = "",
-        progress: Progress | None = None,
+        watch: Watching | None = None,
     ) -> tuple[UInt8[Tensor, "k 3 h w"], tuple[float, ...]]:
         """Return the bases as poisons, and the loss at each step of the best start."""
         clean, clip = bases.float() / 255.0, ball(bases.float() / 255.0, self.eps)
@@ -128,6 +127,7 @@ class GradientMatching(AbstractAttack):
             found = [one.gradient(images, wanted, again=True) for one in learners]
             return torch.stack([mismatch(a, b) for a, b in zip(aims, found, strict=True)]).mean()
 
+        watch = watch or Watching()
         best: tuple[float, Tensor, tuple[float, ...]] | None = None
         for start in range(self.restarts):
             key = f"{seed} {start}"
@@ -137,7 +137,7 @@ class GradientMatching(AbstractAttack):
                 return apart(shifted(clean + change, self.shift, generator("gradient matching", key, t)))
 
             first = noise.to(clean) * self.eps / 255
-            change, losses = descend(loss, first, clip, self.descent, progress or silent)
+            change, losses = descend(loss, first, clip, self.descent, watch, f"start {start}")
             made = within(bases, change, eps=self.eps)
             with torch.enable_grad():
                 end = float(apart(made.float() / 255.0).detach())

@@ -25,13 +25,12 @@ from edgeq.poison.base import (
     AbstractAttack,
     Descent,
     Poisons,
-    Progress,
     Scene,
+    Watching,
     check_eps,
     descend,
     of_class,
     shifted,
-    silent,
 )
 from edgeq.poison.goals import Trigger, stamp
 
@@ -67,7 +66,7 @@ class Narcissus(AbstractAttack):
                 f"{self.shift} and {self.batch_size}; correct them"
             )
 
-    def run(self, scene: Scene, *, progress: Progress | None = None) -> Poisons:
+    def run(self, scene: Scene, *, watch: Watching | None = None) -> Poisons:
         """Return poisons and the trigger of the class `scene.number`."""
         if scene.number >= scene.classes:
             raise InputError(f"expected a target class below {scene.classes}, got {scene.number}; choose another")
@@ -81,7 +80,7 @@ class Narcissus(AbstractAttack):
             scene.train.images[places].to(scene.device),
             scene.number,
             seed=key,
-            progress=progress,
+            watch=watch,
         )
         goal = Trigger(pattern.cpu(), scene.number)
         return Poisons(index, stamp(scene.train.images[index], goal.pattern), goal, losses)
@@ -93,7 +92,7 @@ class Narcissus(AbstractAttack):
         label: int,
         *,
         seed: str = "",
-        progress: Progress | None = None,
+        watch: Watching | None = None,
     ) -> tuple[Int16[Tensor, "3 h w"], tuple[float, ...]]:
         """Return the pattern in bytes, and the loss at each step."""
         bound = self.eps / 255
@@ -106,5 +105,5 @@ class Narcissus(AbstractAttack):
             return torch.stack([F.cross_entropy(victim(seen), wanted) for victim in victims]).mean()
 
         start = torch.zeros((1, *images.shape[1:]), device=images.device)
-        change, losses = descend(loss, start, lambda d: d.clamp(-bound, bound), self.descent, progress or silent)
+        change, losses = descend(loss, start, lambda d: d.clamp(-bound, bound), self.descent, watch or Watching())
         return (change[0] * 255.0).round().clamp(-self.eps, self.eps).to(torch.int16), losses

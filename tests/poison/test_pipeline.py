@@ -10,7 +10,20 @@ import torch
 from edgeq.data import Dataset, Split, load
 from edgeq.errors import InputError
 from edgeq.files import load_tensors, save_tensors
-from edgeq.poison import Bullseye, Descent, Narcissus, Plan, Scene, Watch, make_poisons, open_poisons, run_plan
+from edgeq.poison import (
+    Bullseye,
+    Descent,
+    GradientMatching,
+    Narcissus,
+    Plan,
+    Poisons,
+    Scene,
+    Watch,
+    make_poisons,
+    open_poisons,
+    run_plan,
+)
+from edgeq.poison.courses import Courses
 from edgeq.poison.filters import blur, jpeg, purified
 from edgeq.poison.goals import Targets
 from edgeq.poison.head import linear_head
@@ -18,7 +31,7 @@ from edgeq.poison.pipeline import summary
 from edgeq.purifiers import PureVQ, PurifierConfig
 from edgeq.quant.network import QuantConfig
 from edgeq.training import Interrupted, TrainConfig
-from tests.poison.conftest import DATA, noise
+from tests.poison.conftest import DATA, SIDE, noise
 
 TINY = PureVQ(channels=8, blocks=1, codes=16, code_dim=4, discriminator=4)
 FEW = Descent(steps=2)
@@ -91,13 +104,63 @@ def test_a_folder_that_does_not_fit_is_refused(scene: Scene, tmp_path: Path) -> 
         make_poisons(BULLSEYE, scene, data=DATA, folder=tmp_path / "box")
 
 
-def test_a_search_that_was_cut_off_leaves_no_poisons(scene: Scene, tmp_path: Path) -> None:
-    def cut(*_: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    "attack",
+    [
+        replace(BULLSEYE, descent=Descent(steps=6)),
+        replace(NARCISSUS, descent=Descent(steps=6, rule="sign")),
+        GradientMatching(poisons=3, descent=Descent(steps=6, step=1 / 255, rule="signed-adam"), restarts=2),
+    ],
+    ids=["bullseye", "narcissus", "gradient-matching"],
+)
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_search_that_was_stopped_goes_on_to_the_same_poisons(
+    attack, after: int, scene: Scene, tmp_path: Path
+) -> None:
+    steps: list[int] = []
 
-    with pytest.raises(KeyboardInterrupt):
+    def follow(done: int, _steps: int, _loss: float) -> None:
+        steps.append(done)
+        if len(steps) % after == 0 and len(steps) < 9:
+            raise Interrupted
+
+    def going_on() -> Poisons:
+        while True:
+            try:
+                return make_poisons(attack, scene, data=DATA, folder=tmp_path / "p", progress=follow)
+            except Interrupted:
+                assert not (tmp_path / "p/poison.json").exists()
+
+    made = going_on()
+    whole = make_poisons(attack, scene, data=DATA, folder=tmp_path / "whole")
+    assert made.losses == whole.losses
+    assert torch.equal(made.images, whole.images)
+    assert steps == list(range(1, 7)) * getattr(attack, "restarts", 1)  # no step twice
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["poison.json", "poison.safetensors"]
+
+
+def test_a_stopped_search_of_other_choices_is_refused(scene: Scene, tmp_path: Path) -> None:
+    def cut(*_: object) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
         make_poisons(BULLSEYE, scene, data=DATA, folder=tmp_path / "p", progress=cut)
-    assert not (tmp_path / "p").exists()
+    with pytest.raises(InputError, match="the search of the same choices"):
+        make_poisons(NARCISSUS, scene, data=DATA, folder=tmp_path / "p")
+    make_poisons(BULLSEYE, scene, data=DATA, folder=tmp_path / "p")
+
+
+def test_what_a_step_left_half_done_is_not_written(tmp_path: Path) -> None:
+    courses = Courses(tmp_path / "search.safetensors", "a")
+    course = courses.begin("search", torch.zeros(1, 3, SIDE, SIDE))
+    courses.write()
+    course.change.fill_(1.0)
+    course.settled = False
+    courses.write()
+    assert not Courses(tmp_path / "search.safetensors", "a").begin("search", torch.zeros(1, 3, SIDE, SIDE)).change.any()
+
+
+def test_poisons_without_their_description_are_made_again(scene: Scene, tmp_path: Path) -> None:
     save_tensors(tmp_path / "p/poison.safetensors", {"index": torch.zeros(1)})  # killed between the two files
     made = make_poisons(BULLSEYE, scene, data=DATA, folder=tmp_path / "p")
     assert torch.equal(load_tensors(tmp_path / "p/poison.safetensors")["index"], made.index)
