@@ -1,9 +1,11 @@
 """Purify a folder of images: names and sub-folders are kept, finished images are not made again, bad files are named.
 
-An image of any size is purified at that size: its right and lower edges are repeated up to a multiple of four (and at
-least 16) pixels, and what was added is cut off again. Lossless formats keep what the purifier made; JPEG is
-written at quality 95 and blurs it a little, which `png=True` avoids. An integer purifier has one size; images of
-another one are named as bad.
+An image of any size is purified at that size: its right and lower edges are repeated up to the purifier's grid (four
+pixels, for most) and at least 16 pixels, and what was added is cut off again. Lossless formats keep what the purifier
+made; JPEG is written at quality 95 and blurs it a little, which `png=True` avoids. An integer purifier has one size;
+images of another one, and those too large for the memory, are named as bad.
+
+A result has its source's time of change: where the two are the same, the image is finished.
 """
 
 import io
@@ -25,10 +27,11 @@ from edgeq.errors import InputError
 from edgeq.files import read_json, sha256, write_bytes, write_json
 from edgeq.purifiers.artefact import MANIFEST, IntegerPurifier, is_artefact
 from edgeq.purifiers.base import AbstractPurifier, Draw, sample, to_bytes
-from edgeq.purifiers.blocks import SHRINK, SMALLEST
+from edgeq.purifiers.blocks import SMALLEST
 
 MARK = ".edgeq-purify.json"  # says which purifier made the images beside it
-BATCH = 64  # neighbours of one size go together
+BATCH = 64  # neighbours of one size go together,
+PIXELS = 64 * 64 * 64  # if they are small
 
 
 @dataclass
@@ -74,7 +77,8 @@ def apply_folder(
     """
     source, target = Path(source), Path(target)
     names = _names(source, target, png=png)
-    _claim(target, {"weights_sha256": sha256(weights), "samples": samples, "seed": seed, "png": png})
+    made_by = {"weights_sha256": sha256(weights), "samples": samples, "seed": seed, "png": png}
+    _claim(target, {**made_by, "source": str(source.resolve())})
     applied, draw = Applied(), Draw(seed)
     todo = []
     for name, place in names.items():
@@ -86,12 +90,17 @@ def apply_folder(
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).permute(0, 3, 1, 2)
         try:
             made = _bytes(purifier, images, samples, draw).permute(0, 2, 3, 1).cpu().numpy()
-        except InputError as error:
-            applied.bad += [f"{source / name}: {error}" for name, _ in batch]
+        except (InputError, RuntimeError) as error:
+            if not isinstance(error, InputError) and "memory" not in str(error):
+                raise
+            why = error if isinstance(error, InputError) else f"too large for the memory, {images.shape[2:]}"
+            applied.bad += [f"{source / name}: {why}" for name, _ in batch]
             continue
         for (name, _), pixels in zip(batch, made, strict=True):
             try:
                 write_bytes(target / names[name], _encoded(pixels, target / names[name]))
+                changed = (source / name).stat().st_mtime_ns
+                os.utime(target / names[name], ns=(changed, changed))
                 applied.done += 1
             except InputError as error:
                 applied.bad.append(str(error))
@@ -111,7 +120,8 @@ def _bytes(purifier: AbstractPurifier | IntegerPurifier, images: Tensor, samples
 def purify_any(purifier: AbstractPurifier, images: Tensor, *, samples: int = 1, draw: Draw) -> Tensor:
     """Purify byte images of any size, and return the mean of several draws as floats in [0, 1]."""
     height, width = images.shape[2:]
-    grown = [max(SMALLEST, -(-side // SHRINK) * SHRINK) for side in (height, width)]
+    grid = purifier.grid
+    grown = [-(-max(SMALLEST, side) // grid) * grid for side in (height, width)]
     padded = F.pad(images.float() / 255.0, (0, grown[1] - width, 0, grown[0] - height), mode="replicate")
     total = sum(purifier(padded, draw=sample(draw, k)) for k in range(samples))
     assert isinstance(total, Tensor)
@@ -147,9 +157,12 @@ def _claim(target: Path, made_by: dict[str, Any]) -> None:
         raise InputError(f"expected a folder to write to, got the file {target}; choose another")
     mark = target / MARK
     if mark.exists():
-        if read_json(mark) != made_by:
+        before = read_json(mark)
+        if before != made_by:
+            other = sorted(k for k in made_by if not isinstance(before, dict) or before.get(k) != made_by[k])
             raise InputError(
-                f"expected a folder of the same purifier and options, got {target}, filled otherwise; choose another"
+                f"expected a folder of the same purifier, images and options, got {target}, filled with another "
+                f"{other[0] if other else 'version'}; choose another folder"
             )
     elif target.is_dir() and any(target.iterdir()):
         raise InputError(f"expected a new or empty folder, got {target}, which holds something; choose another")
@@ -158,7 +171,7 @@ def _claim(target: Path, made_by: dict[str, Any]) -> None:
 
 
 def _finished(source: Path, target: Path) -> bool:
-    return target.exists() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    return target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
 
 
 def _batches(source: Path, names: list[Path], applied: Applied) -> Iterator[list[tuple[Path, np.ndarray]]]:
@@ -171,7 +184,8 @@ def _batches(source: Path, names: list[Path], applied: Applied) -> Iterator[list
         except InputError as error:
             applied.bad.append(str(error))
             continue
-        if batch and (pixels.shape != batch[0][1].shape or len(batch) == BATCH):
+        full = len(batch) == BATCH or (len(batch) + 1) * pixels.shape[0] * pixels.shape[1] > PIXELS
+        if batch and (full or pixels.shape != batch[0][1].shape):
             yield batch
             batch = []
         batch.append((name, pixels))

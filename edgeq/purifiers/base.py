@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgeq.data.seeds import generator
 from edgeq.errors import InputError
-from edgeq.purifiers.blocks import check_shape
+from edgeq.purifiers.blocks import SHRINK, check_shape
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,12 @@ class AbstractPurifier(AbstractGuard):
     Attributes:
         stochastic: Whether the result depends on the draw.
         codewords: Whether the bottleneck chooses among some, which a temperature softens.
+        grid: Sides of an image are multiples of so many pixels.
     """
 
     stochastic: bool
     codewords: bool
+    grid: int = SHRINK
 
     def forward(
         self, images: Shaped[Tensor, "n c h w"], *, draw: Draw = FIXED, temperature: float = 0.0
@@ -83,7 +85,7 @@ class AbstractPurifier(AbstractGuard):
             draw: Noise of a stochastic purifier.
             temperature: 0 is the purifier; above it, codewords are chosen softly, for attacks alone.
         """
-        check_shape(tuple(images.shape))
+        check_shape(tuple(images.shape), self.grid)
         raw = self.decode(self.squeeze(self.encode(as_unit(images)), draw, temperature)) / 2 + 0.5
         return raw + (raw.clamp(0.0, 1.0) - raw).detach()
 

@@ -60,12 +60,12 @@ def decoder(form: Form, *, channels: int, blocks: int, latent: int) -> nn.Sequen
     )
 
 
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Say why images of this shape cannot be purified."""
+def check_shape(shape: tuple[int, ...], grid: int = SHRINK) -> None:
+    """Say why images of this shape cannot be purified by a network whose latents lie on a grid of so many pixels."""
     channels, height, width = shape[-3:]
-    if channels != 3 or height % SHRINK or width % SHRINK or min(height, width) < SMALLEST:
+    if channels != 3 or height % grid or width % grid or min(height, width) < SMALLEST:
         raise InputError(
-            f"expected RGB images whose sides are multiples of {SHRINK}, at least {SMALLEST} pixels, got "
+            f"expected RGB images whose sides are multiples of {grid}, at least {SMALLEST} pixels, got "
             f"{channels} channels of {height} x {width}; resize them"
         )
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from edgeq.quant.codebook import Codewords, nearest, scores
+from edgeq.quant.codebook import Codewords, nearest, numbered, scores
 from edgeq.quant.tables import Levels, bounded
 
 Latent = Float[Tensor, "n d h w"]
@@ -99,7 +99,7 @@ class Codebook(AbstractBottleneck):
 
     def indices(self, latent: Latent) -> Int64[Tensor, "n h w"]:
         """Return the nearest codeword's number."""
-        return self.scores(latent).argmax(1)
+        return numbered(latent, self.words)
 
     def numbers(self, words: Latent) -> Int64[Tensor, "n h w"]:
         """Return the numbers of the nearest ones."""

@@ -20,6 +20,7 @@ from edgeq.purifiers.vae import AbstractAutoencoder
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 NAME = "_class_name"
+PROBE = 64  # pixels; a multiple of every grid in use
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class DiffusersPurifier(AbstractAutoencoder):
         super().__init__()
         self.model: Any = model.float()
         self.config = DiffusersVAE.of(model)
+        with torch.no_grad():
+            self.grid = PROBE // self.encode(torch.zeros(1, 3, PROBE, PROBE)).shape[-1]
 
     @property
     def drawing(self) -> tuple[nn.Module, ...]:

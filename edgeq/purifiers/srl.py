@@ -93,6 +93,7 @@ class SRLPurifier(AbstractAutoencoder):
         self.config = config
         self.smooth: AbstractAutoencoder = config.network.build(image_shape, batch_size)
         self.origin: AbstractAutoencoder = config.network.build(image_shape, batch_size).requires_grad_(False)
+        self.grid = self.smooth.grid
 
     @property
     def drawing(self) -> tuple[nn.Module, ...]:

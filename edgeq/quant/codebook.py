@@ -25,6 +25,7 @@ from edgeq.quant.quantizer import SCALE_FLOOR
 from edgeq.quant.units import AbstractUnit, Output, Value
 
 WORD_BITS = 8
+SCORES = 1 << 26  # at once
 
 
 class Codewords(nn.Module):
@@ -53,8 +54,15 @@ def scores(latent: Float[Tensor, "n d h w"], words: Float[Tensor, "k d"]) -> Flo
 
 def nearest(latent: Float[Tensor, "n d h w"], words: Float[Tensor, "k d"]) -> Float[Tensor, "n d h w"]:
     """Return the nearest codewords; the gradient is the latent's."""
-    found = spread(scores(latent, words).argmax(1), words)
+    found = spread(numbered(latent, words), words)
     return latent + (found - latent).detach()
+
+
+@torch.no_grad()
+def numbered(latent: Float[Tensor, "n d h w"], words: Float[Tensor, "k d"]) -> Int64[Tensor, "n h w"]:
+    """Return the numbers of the nearest codewords; a few rows at once where many would fill the memory."""
+    rows = max(1, SCORES // max(1, len(latent) * latent.shape[3] * len(words)))
+    return torch.cat([scores(part, words).argmax(1) for part in latent.split(rows, 2)], 1)
 
 
 def word_step(words: Float[Tensor, "k d"]) -> float:

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +72,49 @@ def test_it_goes_on_where_it_stopped_and_follows_changes(vq_run: Path, source: P
     Image.fromarray(images(1, seed=9)[0].permute(1, 2, 0).numpy()).save(source / "a.png")
     third = apply_folder(purifier, source, out, weights=run)
     assert (third.done, third.kept) == (1, 3)
-    with pytest.raises(InputError, match="filled otherwise"):
+    with pytest.raises(InputError, match="another seed"):
         apply_folder(purifier, source, out, weights=run, seed=1)
+
+
+def test_an_older_image_in_the_same_place_is_made_again(vq_run: Path, source: Path, tmp_path: Path) -> None:
+    _, purifier = load_purifier(vq_run)
+    out, run = tmp_path / "out", weights_of(vq_run)
+    apply_folder(purifier, source, out, weights=run)
+    before = (out / "a.png").read_bytes()
+    Image.fromarray(images(1, seed=9, side=24)[0].permute(1, 2, 0).numpy()).save(source / "a.png")
+    os.utime(source / "a.png", (0, 0))
+    assert apply_folder(purifier, source, out, weights=run).done == 1
+    assert (out / "a.png").read_bytes() != before
+    shutil.copytree(source, tmp_path / "in2")
+    with pytest.raises(InputError, match="another source"):
+        apply_folder(purifier, tmp_path / "in2", out, weights=run)
+
+
+def test_large_images_go_one_by_one(vq_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, purifier = load_purifier(vq_run)
+    (tmp_path / "in").mkdir()
+    for i in range(5):
+        Image.fromarray(images(1, seed=i, side=32)[0].permute(1, 2, 0).numpy()).save(tmp_path / f"in/{i}.png")
+    sizes: list[int] = []
+    forward = purifier.forward
+
+    def noted(batch: torch.Tensor, **more: object) -> torch.Tensor:
+        sizes.append(len(batch))
+        return forward(batch, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(purifier, "forward", noted)
+    monkeypatch.setattr("edgeq.purifiers.apply.PIXELS", 2 * 32 * 32)
+    apply_folder(purifier, tmp_path / "in", tmp_path / "few", weights=weights_of(vq_run))
+    assert sizes == [2, 2, 1]
+
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(purifier, "forward", full)
+    found = apply_folder(purifier, tmp_path / "in", tmp_path / "none", weights=weights_of(vq_run))
+    assert found.done == 0
+    assert len(found.bad) == 5
+    assert "too large for the memory" in found.bad[0]
 
 
 def test_bad_files_are_named_and_the_others_done(vq_run: Path, source: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from edgeq.attacks.pipeline import Effort
 from edgeq.cli import main
 from edgeq.errors import InputError, MissingExtra
 from edgeq.purifiers import Draw, PurifierConfig, load_purifier, srl_from
+from edgeq.purifiers.apply import purify_any
 from edgeq.purifiers.config import plain, restored
 from edgeq.purifiers.diffusers_vae import DiffusersPurifier, DiffusersVAE
 from edgeq.purifiers.srl import SRLPurifier
@@ -71,6 +72,21 @@ def test_latents_and_images_are_those_of_diffusers(saved: Path) -> None:
     expected = (model.decode(latent).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(purifier(x), expected, atol=1e-6, rtol=1e-5)
     assert saved.name in purifier.not_exportable()
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_images_of_any_size_keep_it(blocks: int) -> None:
+    model = diffusers.AutoencoderKL(
+        block_out_channels=(8,) * blocks,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    purifier = DiffusersPurifier(model).eval()
+    assert purifier.grid == 2 ** (blocks - 1)  # 8 for the autoencoder of Stable Diffusion
+    assert purify_any(purifier, images(1, side=36)[:, :, :, :20], draw=Draw(0)).shape == (1, 3, 36, 20)
 
 
 def test_smoothing_begins_with_its_weights_and_leaves_the_decoder(saved: Path) -> None:
