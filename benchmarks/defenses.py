@@ -19,7 +19,7 @@ Pairs of widths take turns in all of them but `dwq` and `pbat`, which train one 
 
 import argparse
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def jobs(plan: str, config: TrainConfig, seeds: int) -> list[Job]:
     ]
 
 
-def run_job(job: Job, work: Path, data: Dataset, plan: Plan) -> None:
+def run_job(job: Job, work: Path, data: Dataset, plan: Plan, said: Json) -> None:
     """Train (or load) one run, attack it, and keep what came out in its folder."""
     folder = work / job.name
     if (folder / runs.WEIGHTS).exists():
@@ -123,16 +123,16 @@ def run_job(job: Job, work: Path, data: Dataset, plan: Plan) -> None:
     kept = {key: body[key] for key in ("headline", "integer", "warnings")}
     clean = {str(found.bits): found.accuracy for found in accuracies(net, data.test)}
     clean |= {name: _clean(victim, data) for name, victim in victims.items()}
-    choices = without_place(plain(job.config))
-    write_json(folder / runs.RESULTS / RESULT, {"choices": choices, "figures": figures(body, clean), **kept})
+    written = {"choices": without_place(plain(job.config)), "protocol": said, "figures": figures(body, clean), **kept}
+    write_json(folder / runs.RESULTS / RESULT, written)
 
 
-def finished(plan: list[Job], work: Path) -> dict[str, Json]:
+def finished(plan: list[Job], work: Path, said: Json) -> dict[str, Json]:
     """Return the results that are there, whichever process made them; those of other choices do not count."""
     found: dict[str, Json] = {}
     for job in plan:
         path = work / job.name / runs.RESULTS / RESULT
-        if path.exists() and _fits(body := read_json(path), job):
+        if path.exists() and _fits(body := read_json(path), job, said):
             found[job.name] = body
     return found
 
@@ -175,8 +175,34 @@ def summary(results: dict[str, Json]) -> Json:
     }
 
 
+def goals(found: Json, seen: int, sizes: list[int]) -> Json:
+    """Return by arm and width whether it meets what a defence is asked for here, judged on the means over seeds.
+
+    `white_box`: at most 0.6 of `standard`'s at the seen size. `transfer`: at most half of `standard`'s, and 10 points
+    below `patch-at`'s. `unseen`: the white box at other sizes at most 3 points above. `clean`: at most 4 points lost.
+    """
+    white, moved = f"white_box_{seen}px", f"transfer_{seen}px"
+    if not {"standard", "patch-at"} <= set(found):
+        return {}
+    said: Json = {}
+    for arm, rows in found.items():
+        for width, row in rows.items():
+            bare, control = found["standard"].get(width), found["patch-at"].get(width)
+            if bare is None or control is None or arm == "standard" or white not in row:
+                continue
+            mean = {key: value["mean"] for key, value in row.items()}
+            said.setdefault(arm, {})[width] = {
+                "white_box": mean[white] <= 0.6 * bare[white]["mean"],
+                "transfer": moved in mean
+                and mean[moved] <= min(0.5 * bare[moved]["mean"], control[moved]["mean"] - 10),
+                "unseen": all(mean[f"white_box_{size}px"] <= mean[white] + 3 for size in sizes),
+                "clean": mean["clean"] >= bare["clean"]["mean"] - 4,
+            }
+    return said
+
+
 def _by_attack(body: Json, name: str) -> Json:
-    """Return the largest success of each attack over sizes and surrogates, and of each kind of surrogate by size."""
+    """Return the largest success of each attack over surrogates, in all and by size, and of each kind of surrogate."""
     row: Json = {}
     for cell in body["cells"]:
         if cell["probe"]:
@@ -186,7 +212,8 @@ def _by_attack(body: Json, name: str) -> Json:
         kind = "white_box" if white else "transfer"
         part = [] if white else [f"{'other' if made.isdecimal() else made}_{cell['size']}px"]
         rate = next(r["untargeted"]["rate"] for r in cell["results"] if r["name"] == name)
-        for key in (f"{kind}_{cell['attack']}", *part):
+        attack, size = cell["attack"], cell["size"]
+        for key in (f"{kind}_{attack}", f"{kind}_{attack}_{size}px", *part):
             row[key] = max(rate, row.get(key, 0.0))
     return row
 
@@ -217,17 +244,16 @@ def adopt(out: Path, plan: list[Job], work: Path, said: Json) -> None:
     if not out.exists():
         return
     body = read_json(out)
-    if body["protocol"] != said:
-        raise SystemExit(f"expected results of the same protocol in {out}, got another one; name another --out")
     for job in plan:
         path = work / job.name / runs.RESULTS / RESULT
         kept = body["results"].get(job.name)
-        if kept and _fits(kept, job) and not path.exists():
+        if kept and _fits(kept, job, said) and not (path.exists() and _fits(read_json(path), job, said)):
             write_json(path, kept)
 
 
-def _fits(result: Json, job: Job) -> bool:
-    return bool(result["choices"] == without_place(plain(job.config)))
+def _fits(result: Json, job: Job, said: Json) -> bool:
+    """Return whether a result is this job's, attacked as is said."""
+    return bool(result["choices"] == without_place(plain(job.config)) and result.get("protocol") == said)
 
 
 def main() -> None:
@@ -240,8 +266,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
-    parser.add_argument("--effort", choices=sorted(EFFORTS), default="quick")
+    parser.add_argument("--images", type=int, default=120, help="test images that are attacked")
+    parser.add_argument("--effort", choices=sorted(EFFORTS), default="standard")
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
     parser.add_argument("--several", nargs="+", default=["located"], help="attacks also made on all widths jointly")
     parser.add_argument("--sizes", nargs="+", type=int, default=[6, 8, 10])
@@ -266,15 +292,15 @@ def main() -> None:
     if args.plan == "cifar" and len(data.train) > CIFAR_TRAIN:
         data = replace(data, train=holdout(data.train, CIFAR_TRAIN, seed=0)[0])
     chosen = [job for job in jobs(args.plan, config, seeds) if not args.arms or _arm(job) in args.arms]
-    said = {"model": config.model, "epochs": config.epochs, "images": args.images, "effort": args.effort}
+    said = {"model": config.model, "epochs": config.epochs, "images": args.images, "effort": asdict(plan.effort)}
     said |= {"attacks": list(args.attacks), "several": list(args.several), "sizes": list(args.sizes)}
-    said |= {"train": len(data.train)}
+    said |= {"train": len(data.train), "towards": list(plan.towards), "seed": plan.seed}
     adopt(args.out, chosen, args.work, said)
     index, count = (int(part) for part in args.shard.split("/"))
     for job in chosen[index::count]:
-        if not args.collect and job.name not in finished(chosen, args.work):
-            run_job(job, args.work, data, plan)
-        results = finished(chosen, args.work)
+        if not args.collect and job.name not in finished(chosen, args.work, said):
+            run_job(job, args.work, data, plan, said)
+        results = finished(chosen, args.work, said)
         body = {
             "command": f"python benchmarks/defenses.py --plan {args.plan}",
             "protocol": said,
@@ -284,7 +310,8 @@ def main() -> None:
             "commit": commit(),
             "versions": runs.versions(),
             "hardware": runs.hardware(),
-            "arms": summary(results),
+            "arms": (found := summary(results)),
+            "goals": goals(found, min(args.sizes), args.sizes),
             "warnings": {name: body["warnings"] for name, body in results.items() if body["warnings"]},
             "results": results,
         }

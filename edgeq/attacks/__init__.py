@@ -12,6 +12,7 @@ from edgeq.attacks.gap import GAP as GAP
 from edgeq.attacks.goal import Goal as Goal
 from edgeq.attacks.lavan import LAVAN as LAVAN
 from edgeq.attacks.located import Located as Located
+from edgeq.attacks.located import Race as Race
 from edgeq.attacks.located import strong_attack as strong_attack
 from edgeq.attacks.located import training_attack as training_attack
 from edgeq.attacks.patchattack import PatchAttack as PatchAttack

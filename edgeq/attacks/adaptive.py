@@ -33,7 +33,7 @@ class FineTune:
     """
 
     steps: int = 300
-    lr: float = 0.005
+    lr: float = 0.02
     batch_size: int = 128
     seed: int = 0
 
@@ -75,6 +75,8 @@ def tuned_copy(
             victim = victims[int(torch.randint(len(victims), (1,), generator=gen))]
             index = torch.randint(len(images), (choices.batch_size,), generator=gen).to(images.device)
             loss = F.cross_entropy(victim(images[index]), labels[index])
+            if not bool(torch.isfinite(loss)):
+                raise InputError(f"expected a surrogate that can be tuned, got a loss of {float(loss)}; lower lr")
             for group in optimizer.param_groups:
                 group["lr"] = choices.lr * (1 - t / choices.steps)
             optimizer.zero_grad(set_to_none=True)

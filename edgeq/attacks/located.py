@@ -17,9 +17,15 @@ the sums in turn, and the best of all is where the ascent begins.
 Then Adam or sign steps climb the margin, optionally trying the four neighbouring places every few steps. The best patch
 and place over all scouts, steps and restarts is kept for each image, and an image that has reached its goal is left out
 of later restarts.
+
+Against a network that was trained on such patches many places have to be tried, and most are soon seen to be bad. So
+last comes a race (`Race`): a heat of many starts with few steps each, and a final in which each image's best ones climb
+on. A network that withstood 65 % of single searches withstood 25 % of races, as of thirty restarts that took thrice as
+long.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -35,6 +41,33 @@ from edgeq.errors import InputError
 
 
 @dataclass(frozen=True)
+class Race:
+    """Many short climbs and a few long ones, for images that have not reached their goal.
+
+    Attributes:
+        starts: Climbs of the heat.
+        heat: How they climb.
+        scouts: Starts that are asked about before each of them.
+        finalists: How many of each image's climbs go on.
+        final: How they go on.
+    """
+
+    starts: int = 32
+    heat: Ascent = field(default_factory=lambda: Ascent(20, 0.2, "sign", decay=True))
+    scouts: int = 8
+    finalists: int = 4
+    final: Ascent = field(default_factory=lambda: Ascent(60, 0.1, decay=True))
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 1 <= self.finalists <= self.starts or self.scouts < 0:
+            raise InputError(
+                f"expected 1 to {self.starts} finalists of {self.starts} starts and scouts of 0 or more, got "
+                f"{self.finalists} and {self.scouts}; correct them"
+            )
+
+
+@dataclass(frozen=True)
 class Located(AbstractPatchAttack):
     """The choices of the attack.
 
@@ -47,6 +80,7 @@ class Located(AbstractPatchAttack):
         region: Where patches may lie.
         scouts: Other starts that are asked about before each ascent, a forward pass each.
         restarts: Worst case over so many searches.
+        race: What is tried last on images that have not reached their goal.
         move_every: Steps between tries of the neighbouring places; 0 for none.
         stride: Pixels of such a move.
         keep: "best" of all steps, or "last" (one forward pass less, for training).
@@ -61,6 +95,7 @@ class Located(AbstractPatchAttack):
     region: Region = "anywhere"
     scouts: int = 0
     restarts: int = 1
+    race: Race | None = None
     move_every: int = 0
     stride: int = 2
     keep: Literal["best", "last"] = "best"
@@ -73,27 +108,70 @@ class Located(AbstractPatchAttack):
                 f"expected restarts, batch_size and stride of 1 or more, and move_every and scouts of 0 or more, got "
                 f"{self.restarts}, {self.batch_size}, {self.stride}, {self.move_every} and {self.scouts}; correct them"
             )
-        if self.keep == "last" and self.restarts > 1:
-            raise InputError(f"expected restarts=1 with keep='last', got {self.restarts}; use keep='best'")
+        if self.keep == "last" and (self.restarts > 1 or self.race is not None):
+            raise InputError(f"expected no restarts and no race with keep='last', got {self.restarts}; use keep='best'")
 
     def _run(self, victim: Victim, images: Tensor, goal: Goal, seed: Seed, progress: Progress | None) -> PatchResult:
         places = allowed((images.shape[2], images.shape[3]), self.size, self.region).to(images.device)
         best = Best.none(images, self.size)
-        record, members = Record(self.ascent.steps), 1
+        record = Record(self.ascent.steps)
         for restart in range(self.restarts):
-            noise = _Noise(images, self.size, places, generator("located", seed_key(seed), restart), self.scouts)
+            noise = self._noise(images, places, (seed, restart), self.scouts)
             active = torch.arange(len(images), device=images.device)
             if restart:
-                members = _members(victim, images) if restart == 1 else members
-                active = active[~best.reached(members)]
-            for index in active.split(self.batch_size) if len(active) else ():
+                active = active[~best.reached(_members(victim, images))]
+            for index in _parts(active, self.batch_size):
                 search, patch = self._begin(victim, images[index], goal.at(index), index, best, noise, restart)
                 done = search.run(patch, self.ascent, progress)
                 if restart == 0:
                     record.add(done, len(index))
+        if self.race is not None and len(images):
+            self._run_race(self.race, (victim, images, goal), best, places, seed, progress)
         return PatchResult(
             best.patch, best.places, None, best.rank, best.queries, tuple(record.trace), record.flat, record.dead
         )
+
+    def _noise(self, images: Tensor, places: Tensor, seed: tuple[Seed, int], scouts: int) -> "_Noise":
+        return _Noise(images, self.size, places, generator("located", seed_key(seed[0]), seed[1]), scouts)
+
+    def _run_race(
+        self,
+        race: Race,
+        scene: tuple[Victim, Tensor, Goal],
+        best: Best,
+        places: Tensor,
+        seed: Seed,
+        progress: Progress | None,
+    ) -> None:
+        """Let climbs of the images that are left compete, and offer the best to `best`."""
+        victim, images, goal = scene
+        members = _members(victim, images)
+        runner = replace(self, scouts=race.scouts, move_every=0)
+        heats = []
+        for start in range(race.starts):
+            noise = self._noise(images, places, (seed, self.restarts + start), race.scouts)
+            own = Best.none(images, self.size)
+            for index in _parts((~best.reached(members)).nonzero()[:, 0], self.batch_size):
+                search, patch = runner._begin(victim, images[index], goal.at(index), index, own, noise, 1)
+                search.run(patch, race.heat, progress)
+                best.offer(index, own.patch[index], own.places.at(index), own.rank[index])
+                best.queries[index] += own.queries[index]
+            heats.append(own)
+        order = torch.stack([heat.rank for heat in heats]).argsort(stable=True, dim=0, descending=True)
+        patches = torch.stack([heat.patch for heat in heats])
+        tops, lefts = (torch.stack([getattr(heat.places, side) for heat in heats]) for side in ("top", "left"))
+        for place in order[: race.finalists]:
+            for index in _parts((~best.reached(members)).nonzero()[:, 0], self.batch_size):
+                which = place[index]
+                where = Placement(tops[which, index], lefts[which, index])
+                search = self._search(victim, images[index], goal.at(index), index, best, where, places)
+                search.run(patches[which, index], race.final, progress)
+
+    def _search(
+        self, victim: Victim, images: Tensor, goal: Goal, index: Tensor, best: Best, where: Placement, allowed: Tensor
+    ) -> Search:
+        every = self.move_every
+        return Search(victim, images, goal, index, best, where, allowed, self.loss, self.stride, every, self.keep)
 
     def _begin(
         self, victim: Victim, images: Tensor, goal: Goal, index: Tensor, best: Best, noise: "_Noise", restart: int
@@ -112,9 +190,7 @@ class Located(AbstractPatchAttack):
             patch = _optimum(grad, places, patch)
         if self.start == "grey" and restart == 0:
             patch = torch.full_like(patch, 0.5)
-        search = Search(
-            victim, images, goal, index, best, places, noise.allowed, self.loss, self.stride, self.move_every, self.keep
-        )
+        search = self._search(victim, images, goal, index, best, places, noise.allowed)
         if self.scouts:
             patch = search.scout(patch, (noise.scout(k, index, grad, promise) for k in range(self.scouts)))
         return search, patch
@@ -154,6 +230,10 @@ def _optimum(grad: Tensor, places: Placement, patch: Tensor) -> Tensor:
     return torch.where(hidden == 0, patch, (hidden > 0).to(patch))
 
 
+def _parts(index: Tensor, batch: int) -> Sequence[Tensor]:
+    return index.split(batch) if len(index) else ()
+
+
 @torch.no_grad()
 def _members(victim: Victim, images: Tensor) -> int:
     logits = victim(images[:1])
@@ -172,7 +252,11 @@ def training_attack(size: int = 6, *, steps: int = 4, scouts: int = 8) -> Locate
     return Located(size=size, ascent=ascent, scouts=scouts, keep="best", batch_size=1 << 30)
 
 
-def strong_attack(size: int = 6, *, steps: int = 60, restarts: int = 3, scouts: int = 150) -> Located:
-    """Return the version to evaluate with: the worst case over restarts, places tried again on the way."""
-    ascent = Ascent(steps, 0.1, decay=True)
-    return Located(size=size, ascent=ascent, move_every=10, scouts=scouts, restarts=restarts)
+def strong_attack(size: int = 6, *, steps: int = 60, starts: int = 64, scouts: int = 150) -> Located:
+    """Return the version to evaluate with: a long search, places tried again on the way, and a race of `starts`."""
+    race = None
+    if starts:
+        heat = Ascent(max(1, steps // 2), 0.2, "sign", decay=True)
+        race = Race(starts, heat, finalists=-(-starts // 8), final=Ascent(steps, 0.1, decay=True))
+    ascent = Ascent(steps, 0.2, "sign", decay=True)
+    return Located(size=size, ascent=ascent, move_every=10, scouts=scouts, race=race)

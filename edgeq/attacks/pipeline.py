@@ -52,7 +52,7 @@ class Effort:
         steps: Gradient steps of one start.
         starts: Random starts.
         eot: Draws averaged in a step of `eot`.
-        queries: Questions of `square` per image.
+        queries: Questions of `square` per image; under noise two for each square.
         ascent: "pgd", or "auto" for Auto-PGD.
         warm: Temperature of `soft` at the start, in units of squared distances to codewords.
         cold: Temperature of `soft` at the end.
@@ -239,9 +239,14 @@ def _climb(
 def _square(
     deployed: AbstractDeployed, ball: Ball, goal: Goal, queries: int, gen: torch.Generator
 ) -> UInt8[Tensor, "n c h w"]:
-    """Search by answers alone: one square of +-eps per image and question, kept where the margin grows."""
+    """Search by answers alone: one square of +-eps per image and question, kept where the margin grows.
+
+    Under noise an answer on one draw says little of the next: old and new image are then both asked about, on draws
+    that are fresh each time and the same for the two, and the search goes on where it has won.
+    """
     n, c, h, w = ball.centre.shape
-    device = ball.centre.device
+    device, noisy = ball.centre.device, deployed.stochastic
+    key = int(torch.randint(1 << 40, (), generator=gen))
 
     def signs(*shape: int) -> Tensor:
         return (torch.randint(0, 2, shape, generator=gen) * 2 - 1).to(ball.centre)
@@ -249,17 +254,21 @@ def _square(
     x = ball.project(ball.centre + ball.eps * signs(n, c, 1, w))  # vertical stripes, as published
     margin = goal.margins(deployed(to_bytes(x)))
     rows, columns = torch.arange(h, device=device)[None, :, None], torch.arange(w, device=device)[None, None, :]
-    for t in range(queries - 1):
-        if bool((margin > 0).all()):
+    rounds = queries // 2 if noisy else queries - 1
+    for t in range(rounds):
+        if not noisy and bool((margin > 0).all()):
             break
-        side = max(1, round((_share(t / queries) * h * w) ** 0.5))
+        victim = deployed.drawn(Draw((key, t), shared=False)) if noisy else deployed
+        side = max(1, round((_share(t / rounds) * h * w) ** 0.5))
         top = torch.randint(0, max(1, h - side + 1), (n, 1, 1), generator=gen).to(device)
         left = torch.randint(0, max(1, w - side + 1), (n, 1, 1), generator=gen).to(device)
         inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
         new = torch.where(inside[:, None], ball.centre + ball.eps * signs(n, c, 1, 1), x)
         new = ball.project(new)
-        asked = goal.margins(deployed(to_bytes(new)))
-        better = (asked > margin) & (margin <= 0)
+        asked = goal.margins(victim(to_bytes(new)))
+        if noisy:
+            margin = goal.margins(victim(to_bytes(x)))
+        better = (asked > margin) & (noisy | (margin <= 0))
         x[better], margin[better] = new[better], asked[better]
     return to_bytes(x)
 

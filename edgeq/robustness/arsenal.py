@@ -22,33 +22,34 @@ class Effort:
 
     Attributes:
         steps: Gradient steps of a patch per image.
-        restarts: Searches per image, the worst case of which counts.
-        scouts: Starts that are asked about before each of them.
+        starts: Short climbs per image that race after it, where it has not won.
+        scouts: Starts that are asked about before the long search.
         universal_steps: Gradient steps of a universal patch.
         queries: Most questions of a black box per image.
         tune_steps: Training steps of the tuned surrogate.
     """
 
     steps: int = 40
-    restarts: int = 2
+    starts: int = 32
     scouts: int = 60
     universal_steps: int = 150
     queries: int = 150
-    tune_steps: int = 150
+    tune_steps: int = 300
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        least = min(self.steps, self.restarts, self.universal_steps, self.tune_steps)
-        if least < 1 or self.scouts < 0 or self.queries < 10:
+        least = min(self.steps, self.universal_steps, self.tune_steps)
+        if least < 1 or min(self.scouts, self.starts) < 0 or self.queries < 10:
             raise InputError(
-                f"expected 1 or more of everything, 0 or more scouts and 10 questions or more, got {self}; raise them"
+                f"expected 1 or more of everything, 0 or more scouts and starts and 10 questions or more, got {self}; "
+                "raise them"
             )
 
 
 EFFORTS: dict[str, Effort] = {
-    "quick": Effort(steps=20, restarts=1, scouts=40, universal_steps=60, queries=50, tune_steps=50),
+    "quick": Effort(steps=20, starts=16, scouts=40, universal_steps=60, queries=50, tune_steps=100),
     "standard": Effort(),
-    "strong": Effort(steps=60, restarts=3, scouts=150, universal_steps=500, queries=1000, tune_steps=300),
+    "strong": Effort(steps=60, starts=64, scouts=150, universal_steps=500, queries=1000, tune_steps=600),
 }
 
 
@@ -70,12 +71,12 @@ class Arm:
 
 
 def _located(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
-    attack = strong_attack(size, steps=effort.steps, restarts=effort.restarts, scouts=effort.scouts)
+    attack = strong_attack(size, steps=effort.steps, starts=effort.starts, scouts=effort.scouts)
     return replace(attack, batch_size=batch)
 
 
 def _short(size: int, effort: Effort, batch: int, _: Textures | None) -> AbstractPatchAttack:
-    attack = strong_attack(size, steps=max(1, effort.steps // 8), restarts=1, scouts=effort.scouts // 8)
+    attack = strong_attack(size, steps=max(1, effort.steps // 8), starts=0, scouts=effort.scouts // 8)
     return replace(attack, batch_size=batch)
 
 

@@ -12,7 +12,7 @@ from edgeq.attacks.eot import pixels
 from edgeq.attacks.gap import GAP
 from edgeq.attacks.goal import Goal
 from edgeq.attacks.lavan import LAVAN
-from edgeq.attacks.located import Located, training_attack
+from edgeq.attacks.located import Located, Race, training_attack
 from edgeq.attacks.patch import cut, mask
 from edgeq.attacks.perimage import draw_weighted, window_sums
 from edgeq.attacks.victim import Surrogate, surrogate
@@ -32,6 +32,7 @@ ATTACKS: tuple[AbstractPatchAttack, ...] = (
     LAVAN(size=4, ascent=SHORT, universal=True),
     GAP(size=4, ascent=SHORT),
     training_attack(4),
+    Located(size=4, ascent=SHORT, race=Race(3, Ascent(2, 0.2, "sign"), 2, 2, Ascent(3))),
 )
 
 
@@ -138,6 +139,25 @@ def test_a_weighted_place_follows_its_weights_and_keeps_to_what_is_allowed() -> 
     assert set((3 * nowhere.top + nowhere.left).tolist()) == {1, 2, 3, 4, 5}
 
 
+def test_a_race_never_loses_what_was_found_and_asks_only_about_what_is_left(net: MultiBitNet) -> None:
+    images = random_images(40)
+    with torch.no_grad():
+        goal = Goal(surrogate(net, 4)(images).argmax(1))
+    alone = Located(size=1, ascent=Ascent(1), place="random", start="random")
+    heat = Ascent(3, 0.2, "sign", decay=True)
+    raced = replace(alone, race=Race(6, heat, scouts=2, finalists=2, final=Ascent(4)))
+    before, after = (attack.run(surrogate(net, 4), images, goal) for attack in (alone, raced))
+    assert bool((after.score >= before.score).all())
+    assert int((after.score >= 1).sum()) > int((before.score >= 1).sum())
+    won = before.score >= 1
+    assert bool(won.any())
+    assert torch.equal(after.queries[won], before.queries[won])
+    assert torch.equal(after.patch[won], before.patch[won])
+    # a heat: the start, two scouts, three steps and the end; a final: four steps and the end
+    left = after.score < 1
+    assert set((after.queries - before.queries)[left].tolist()) == {6 * (1 + 2 + 3 + 1) + 2 * (4 + 1)}
+
+
 def test_restarts_never_lose_what_was_found(net: MultiBitNet) -> None:
     images, goal = random_images(8), Goal(torch.arange(8) % 4)
     few, many = (
@@ -154,6 +174,7 @@ def test_restarts_never_lose_what_was_found(net: MultiBitNet) -> None:
     [
         Located(size=4, ascent=Ascent(4), place="random", start="random", restarts=2, move_every=2),
         Located(size=4, ascent=Ascent(2), scouts=5, restarts=2),
+        Located(size=4, ascent=Ascent(2), race=Race(3, Ascent(2, 0.2, "sign"), 2, 2, Ascent(3)), move_every=2),
         LAVAN(size=4, ascent=Ascent(3)),
     ],
 )
@@ -233,6 +254,8 @@ def test_progress_is_called_once_a_step(net: MultiBitNet) -> None:
         lambda: Ascent(step=0.0),
         lambda: Located(restarts=0),
         lambda: Located(restarts=2, keep="last"),
+        lambda: Located(race=Race(), keep="last"),
+        lambda: Race(starts=2, finalists=3),
         lambda: Surrogate(None, ()) and Located(move_every=-1),  # type: ignore[arg-type]
         lambda: Located(scouts=-1),
     ],
