@@ -14,7 +14,8 @@ both without the curriculum (`no-bact`), all of it (`triqdef`), with shared Batc
 penalties above the similarity of different images only (`triqdef-excess`), and the strongest recipes: patches made in
 the step for every image, without and with the penalties (`online-at`, `combined`); `pbat` (a network per width), `dwq`
 (random-precision adversarial training), and `random-width`, which is `dwq` asked at a width drawn for each image.
-Pairs of widths take turns in all of them but `dwq` and `pbat`, which train one width a step by their nature.
+Pairs of widths take turns in all of them, with two passes over the images in an epoch; `dwq` and `pbat`, which train
+one width a step by their nature, get twice the epochs for it.
 """
 
 import argparse
@@ -44,6 +45,7 @@ RESULT = "defense.json"
 RANDOM = "random-width"
 POOL = Patches(sizes=(6,), copies=2)
 ONLINE = replace(POOL, online=1.0)  # half of the images, as the arms beside it
+SINGLE = replace(ONLINE, online_steps=5, online_scouts=16)
 STRONG = replace(ONLINE, rho=1.0, lambda_adv=2.0, online_steps=5, online_scouts=16, warmup=0.1)
 SIGNS = TrainConfig(
     data="signs:train=2560,test=1000",
@@ -72,6 +74,7 @@ def arms(config: TrainConfig) -> dict[str, TrainConfig]:
     """Return every arm's configuration, the most informative first."""
     full = replace(config, defense="triqdef")
     shared = replace(config.quant, batchnorm="shared")
+    twice = replace(config, epochs=2 * config.epochs, turns=None)
     found = {
         "standard": replace(config, defense="standard"),
         "patch-at": replace(config, defense="patch-at"),
@@ -83,11 +86,11 @@ def arms(config: TrainConfig) -> dict[str, TrainConfig]:
         "gpdp": replace(full, triqdef=TriQDef(lambda_fdp=0.0)),
         "no-bact": replace(full, curriculum=Curriculum(enabled=False)),
         "triqdef-shared-bn": replace(full, quant=shared),
-        "dwq": replace(config, defense="dwq", turns=None),
+        "dwq": replace(twice, defense="dwq", curriculum=Curriculum(enabled=False)),
     }
     for bits in BITS:
         alone = replace(config.quant, bits=(bits,))
-        found[f"pbat{bits}"] = replace(config, defense="pbat", quant=alone, patches=ONLINE, turns=None)
+        found[f"pbat{bits}"] = replace(twice, defense="pbat", quant=alone, patches=SINGLE)
     return found
 
 

@@ -110,6 +110,13 @@ class TrainConfig:
             raise InputError(
                 f"expected no widths per step with defense {self.defense}, got {widths}: it trains one; leave it out"
             )
+        compared = round(self.triqdef.share * round(self.patches.rho * self.batch_size))
+        alignment = self.triqdef.alignment
+        if self.defense == "triqdef" and (alignment.excess or alignment.centred) and compared < 2:
+            raise InputError(
+                "expected excess and centred penalties on 2 or more patched images of a batch, which they compare, got "
+                f"{compared}; raise batch_size, rho or the penalties' share"
+            )
         if widths == 1 and self.defense == "triqdef":
             raise InputError(
                 "expected 0 or 2 and more widths per step with defense triqdef, which compares them, got 1"

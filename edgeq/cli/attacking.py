@@ -77,7 +77,8 @@ class AbstractAttacking(AbstractCommand, ABC):
     def idle(self) -> str:
         """Return an option that was given and means something under attack alone, or nothing."""
         given = {name: getattr(self, name) for name in (*QUICK, "several", "quick", "random", "simulated")}
-        return next((name for name, value in given.items() if value not in ((), None, "auto", False)), "")
+        chosen = [name for name, value in given.items() if value not in ((), None, "auto", False)]
+        return next(iter(chosen + ["towards"] * (self.towards != (0,))), "")
 
     def on_device(self) -> str:
         """Return torch's name of the device."""

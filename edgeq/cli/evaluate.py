@@ -45,11 +45,8 @@ class Evaluate(AbstractAttacking):
 
     def run(self, talk: Talk) -> Document:
         """Measure either kind of folder."""
-        chosen = [
-            name for name in ("surrogates", "sizes", "images", "effort", "quick", "simulated") if getattr(self, name)
-        ]
-        if chosen and not self.attacks:
-            raise InputError(f"expected --attacks with --{chosen[0]}, got none; for example --attacks located gap")
+        if (idle := self.idle()) and not self.attacks:
+            raise InputError(f"expected --attacks with --{idle}, got none; for example --attacks located gap")
         if self.samples is not None and self.purifier is None:
             raise InputError("expected --purifier with --samples, got none; name the purifier's run")
         if self.attacks and self.purifier is not None:

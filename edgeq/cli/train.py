@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from edgeq.cli.command import AbstractCommand, DataSpec, Document, Folder, MaybeFile, Stopped, Widths
@@ -13,6 +13,17 @@ from edgeq.errors import InputError, require
 if TYPE_CHECKING:
     from edgeq.defenses import Patches, TriQDef, Turns
     from edgeq.training import Progress, TrainConfig
+
+PATCHED = ("patch-at", "triqdef", "pbat")
+MEANT_FOR = {  # options that do nothing under another defense
+    "distill": ("standard",),
+    **dict.fromkeys(("rho", "lambda_adv", "patch_sizes", "online", "online_steps", "online_scouts", "warmup"), PATCHED),
+    **dict.fromkeys(("pool_copies", "pool_steps", "pool_images", "pool_from"), PATCHED),
+    **dict.fromkeys(("lambda_fdp", "lambda_gpdp", "pairs", "penalty_share", "taps"), ("triqdef",)),
+    "clip": ("patch-at", "triqdef"),
+    **dict.fromkeys(("alpha", "beta", "channels", "centred", "excess"), ("triqdef",)),
+    **dict.fromkeys(("pgd_eps", "pgd_steps"), ("dwq",)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +74,7 @@ class Train(AbstractCommand):
         pairs: Random pairs of widths compared in a step; 0 for all.
         penalty_share: Share of the patched images that the penalties are computed on.
         taps: Steps of the network whose features are compared; chosen from its stages by default.
-        clip: triqdef: largest norm of a step's gradient, 0 for any.
+        clip: patch-at and triqdef: largest norm of a step's gradient, 0 for any.
         alpha: Weight of edges in the penalties.
         beta: Weight of orientations in the penalties.
         channels: Compare the maps of each channel, or their mean.
@@ -146,6 +157,7 @@ class Train(AbstractCommand):
         from edgeq.quant.network import QuantConfig
         from edgeq.training import TrainConfig
 
+        self._refuse_idle()
         return TrainConfig(
             data=self.data,
             model=self.model,
@@ -202,6 +214,25 @@ class Train(AbstractCommand):
         finally:
             if board is not None:
                 board.close()
+
+    def _refuse_idle(self) -> None:
+        """Refuse options that would do nothing: who forgets --defense triqdef shall not train without it."""
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        for name in given:
+            meant = MEANT_FOR.get(name)
+            if meant is not None and self.defense not in meant:
+                raise InputError(
+                    f"expected --{name.replace('_', '-')} with --defense {' or '.join(meant)}, got {self.defense}; "
+                    "name the defense, or leave the option out"
+                )
+        for name in ("stage", "alone"):
+            if name in given and not self.curriculum:
+                raise InputError(f"expected no --{name} with --no-curriculum, got both; leave one out")
+        if "passes" in given and self.widths_per_step not in (None, 1, 2):
+            raise InputError(
+                f"expected --passes where widths or pairs take turns, got {self.widths_per_step} --widths-per-step; "
+                "leave one out"
+            )
 
     def _turns(self) -> "Turns | None":
         from edgeq.defenses import Turns

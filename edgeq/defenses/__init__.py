@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFENSES: "dict[str, Callable[[MultiBitNet, TrainConfig], AbstractObjective]]" = {
     "standard": lambda net, c: StandardObjective(net, c.standard, c.turns or Turns(1)),
     "patch-at": lambda net, c: PatchATObjective(
-        net, c.patches, c.turns or Turns(), label_smoothing=c.standard.label_smoothing
+        net, c.patches, c.turns or Turns(), label_smoothing=c.standard.label_smoothing, clip=c.triqdef.clip
     ),
     "triqdef": lambda net, c: TriQDefObjective(
         net, c.patches, c.triqdef, c.turns or Turns(), label_smoothing=c.standard.label_smoothing

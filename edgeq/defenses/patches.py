@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeq.attacks import Goal, PatchPool, PoolConfig, make_pool, open_pool, surrogate, training_attack
 from edgeq.attacks.pool import ORIGIN
@@ -27,10 +27,12 @@ from edgeq.data.seeds import generator
 from edgeq.defenses.base import AbstractObjective, Key, Setting
 from edgeq.defenses.turns import ALL, Turns
 from edgeq.errors import InputError
+from edgeq.quant.batchnorm import SHARED
 from edgeq.quant.network import MultiBitNet
 from edgeq.runs import RunInfo, load_run
 
 FOLDER = "patches"
+MOMENTUM = 0.1  # of running statistics, per step
 
 
 @dataclass(frozen=True)
@@ -193,20 +195,37 @@ class AbstractPatchedObjective(AbstractObjective):
         patches: Which patches.
         turns: Which widths a step has; an online patch is made on one of them.
         label_smoothing: Of the cross-entropy.
+        clip: Largest norm of a step's gradient; 0 for any.
+
+    Where widths take turns, the running statistics that patches and input gradients are made with would lag behind
+    weights that move at every step: each width's move faster, so that they forget as much per step as if in all.
     """
 
-    def __init__(self, net: MultiBitNet, patches: Patches, turns: Turns = ALL, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        net: MultiBitNet,
+        patches: Patches,
+        turns: Turns = ALL,
+        *,
+        label_smoothing: float = 0.0,
+        clip: float = 0.0,
+    ) -> None:
         super().__init__(net, turns)
         self.patcher = Patcher(net, patches)
         self.label_smoothing = label_smoothing
+        self.clip = clip
 
     def check(self, info: RunInfo) -> None:
         """Check the pool's source."""
         self.patcher.check(info)
 
     def prepare(self, setting: Setting) -> None:
-        """Make or open the pool, where one is used."""
+        """Make or open the pool, where one is used, and let running statistics keep up."""
         self.patcher.prepare(setting)
+        share = self.turns.share(setting.active)
+        for name, norm in self.net.named_modules():
+            if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and not name.endswith(SHARED):
+                norm.momentum = 1.0 - (1.0 - MOMENTUM) ** (1.0 / share)
 
 
 def _pools(folder: Path) -> list[Path]:

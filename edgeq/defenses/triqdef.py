@@ -16,10 +16,8 @@ What it costs is nearly all GPDP's double backward, so:
 * `pairs` compares so many random pairs of widths a step instead of all, and takes gradients at their widths alone.
   The expected penalty is that of all pairs. Where pairs take turns (`Turns`), a step has no other widths at all.
 
-Two things keep it from falling apart. A double backward's gradient is now and then ten times its usual size, and one
-such step ruins a network whose statistics are frozen: `clip` bounds it. And where widths take turns, the running
-statistics that the input gradients see would lag behind weights that move at every step: each width's move faster, so
-that they forget as much per step as if it were in all of them.
+A double backward's gradient is now and then ten times its usual size, and one such step ruins a network whose
+statistics are frozen: `clip` bounds it (in patch-at, too, so that the two differ by the penalties alone).
 """
 
 from dataclasses import dataclass, field
@@ -27,22 +25,19 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeq.attacks import surrogate
 from edgeq.attacks.patch import as_float
 from edgeq.data.seeds import generator
-from edgeq.defenses.base import NO_KEY, Key, Losses, Setting
+from edgeq.defenses.base import NO_KEY, Key, Losses
 from edgeq.defenses.patch_at import cross_entropies
 from edgeq.defenses.patches import AbstractPatchedObjective, Patches
 from edgeq.defenses.turns import ALL, Turns
 from edgeq.errors import InputError
 from edgeq.perceptual import Alignment, all_pairs, fdp, feature_taps, gpdp, sample_pairs
-from edgeq.quant.batchnorm import SHARED
 from edgeq.quant.bits import at_bits
 from edgeq.quant.network import MultiBitNet
-
-MOMENTUM = 0.1  # of running statistics, per step
 
 
 @dataclass(frozen=True)
@@ -88,18 +83,9 @@ class TriQDefObjective(AbstractPatchedObjective):
     def __init__(
         self, net: MultiBitNet, patches: Patches, choices: TriQDef, turns: Turns = ALL, *, label_smoothing: float = 0.0
     ) -> None:
-        super().__init__(net, patches, turns, label_smoothing=label_smoothing)
+        super().__init__(net, patches, turns, label_smoothing=label_smoothing, clip=choices.clip)
         self.choices = choices
-        self.clip = choices.clip
         self.taps: tuple[str, ...] = feature_taps(net, choices.taps) if choices.lambda_fdp else ()
-
-    def prepare(self, setting: Setting) -> None:
-        """Make or open the pool, and let running statistics keep up."""
-        super().prepare(setting)
-        share = self.turns.share(setting.active)
-        for name, norm in self.net.named_modules():
-            if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and not name.endswith(SHARED):
-                norm.momentum = 1.0 - (1.0 - MOMENTUM) ** (1.0 / share)
 
     def forward(
         self,

@@ -54,9 +54,10 @@ class Scene:
     train_labels: Int64[Tensor, " m"]
 
     def attack(self, cell: Cell) -> AbstractPatchAttack:
-        """Return the attack of a cell."""
+        """Return the attack of a cell; of several widths, which cost so many times as much, fewer starts race."""
         textures = self.textures if cell.attack == TEXTURE else None
-        return arm(cell.attack).build(cell.size, self.plan.effort, self.plan.batch_size, textures)
+        effort = dataclasses.replace(self.plan.effort, starts=self.plan.effort.starts // len(cell.widths))
+        return arm(cell.attack).build(cell.size, effort, self.plan.batch_size, textures)
 
     def views(self, attack: AbstractPatchAttack) -> EOT | None:
         """Return the views of a universal patch."""

@@ -2,7 +2,6 @@
 
     RUN/results/robustness/KEY.safetensors   the patches of a cell (bytes), and where they lie
     RUN/results/robustness/KEY.json          what was attacked, how the search went, and what each width answered
-    RUN/results/robustness/tuned-KEY.safetensors   the tuned surrogate
 
 KEY is a hash of all that the patches depend on: the network, the images, the attack's settings, the seed. So a cell is
 found again exactly when it would come out the same. The JSON file is written last: where it is, the cell is whole.

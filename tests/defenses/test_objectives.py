@@ -9,7 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from edgeq.attacks import surrogate
-from edgeq.defenses import DWQ, DWQObjective, PatchATObjective, Patches, PBATObjective, TriQDef, TriQDefObjective, Turns
+from edgeq.config import TrainConfig
+from edgeq.defenses import (
+    DEFENSES,
+    DWQ,
+    AbstractObjective,
+    DWQObjective,
+    PatchATObjective,
+    Patches,
+    PBATObjective,
+    TriQDef,
+    TriQDefObjective,
+    Turns,
+)
 from edgeq.defenses.dwq import pgd
 from edgeq.defenses.triqdef import input_gradients
 from edgeq.errors import InputError
@@ -23,7 +35,7 @@ POOL = Patches(sizes=(3, 4), pool_steps=2, pool_images=12)
 KEY = (0, 1, 2, 0)
 
 
-def _ready(objective: TriQDefObjective | PatchATObjective, folder: Path) -> None:
+def _ready(objective: AbstractObjective, folder: Path) -> None:
     objective.prepare(setting(folder))
 
 
@@ -82,14 +94,17 @@ def test_triqdef_adds_both_penalties_of_the_patched_images(tmp_path: Path, batch
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("defense", ["triqdef", "patch-at"])
 @pytest.mark.parametrize(
     ("widths", "batchnorm", "share"), [(0, "per-bit", 1.0), (2, "per-bit", 2 / 3), (2, "shared", 1.0)]
 )
-def test_the_statistics_that_gpdp_sees_forget_as_much_per_step_in_turns(
-    tmp_path: Path, widths: int, batchnorm: str, share: float
+def test_the_statistics_that_attacks_see_forget_as_much_per_step_in_turns(
+    tmp_path: Path, defense: str, widths: int, batchnorm: str, share: float
 ) -> None:
     net = tiny(batchnorm=batchnorm)
-    _ready(TriQDefObjective(net, ONLINE, TriQDef(), Turns(widths)), tmp_path)
+    objective = DEFENSES[defense](net, TrainConfig(defense=defense, patches=ONLINE, turns=Turns(widths)))
+    assert objective.clip == TriQDef().clip  # the control differs by the penalties alone
+    _ready(objective, tmp_path)
     found = {m.momentum or 0.0 for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert len(found) == 1 and (1 - found.pop()) ** share == pytest.approx(0.9)
 
