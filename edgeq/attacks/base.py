@@ -73,6 +73,7 @@ class PatchResult:
         trace: Mean loss at each step (of the first restart).
         flat: Fraction of all gradients with respect to an image that were zero or not finite.
         dead: Fraction of the patches' pixel gradients that were zero or not finite.
+        late: Fraction of the images that only the last quarter of a race's starts won.
     """
 
     patch: Float[Tensor, "m c k k"]
@@ -83,6 +84,7 @@ class PatchResult:
     trace: tuple[float, ...] = ()
     flat: float = 0.0
     dead: float = 0.0
+    late: float = 0.0
 
     @property
     def size(self) -> int:

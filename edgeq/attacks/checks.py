@@ -5,11 +5,12 @@ gradients that vanish, a black box that beats the white box, and success that do
 are signs of a weak attack, not of a strong defence.
 """
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from edgeq.attacks.base import PatchResult
@@ -18,6 +19,8 @@ from edgeq.attacks.success import Success
 
 FEW = 0.05  # of the gradients may vanish: some images saturate a ReLU network by themselves
 MANY = 0.25  # of a patch's pixels without a gradient: clipping, not chance
+STILL = 0.02  # of the images
+CHANCE = 0.025  # one-sided
 ENOUGH = 0.95  # at this rate success has little room to grow
 
 
@@ -58,6 +61,34 @@ def check_blackbox(white: Success, black: Success, *, name: str = "attack") -> l
         f"{name}: the black-box attack reaches {100 * black.rate:.1f} % ({black.wins} of {black.total}), the white-box "
         f"one only {100 * white.rate:.1f} % ({white.wins} of {white.total}); gradients are masked, or the white-box "
         "attack has too few steps or restarts"
+    ]
+
+
+def check_settled(result: PatchResult, *, name: str = "attack") -> list[str]:
+    """Warn when the last of many starts still won images: more of them would win more."""
+    if result.late <= STILL:
+        return []
+    return [
+        f"{name}: {100 * result.late:.0f} % of the images were won by the last quarter of the starts alone; more "
+        "starts would win more: raise the effort, and read this success as a lower bound"
+    ]
+
+
+def check_paired(white: Bool[Tensor, " n"], other: Bool[Tensor, " n"], *, name: str = "attack") -> list[str]:
+    """Warn when patches made otherwise fool more images than the white-box ones beyond chance (a sign test).
+
+    Args:
+        white: Which images the white-box attack fools.
+        other: Which images the other attack fools; the same images.
+        name: Which attacks.
+    """
+    more, fewer = int((other & ~white).sum()), int((white & ~other).sum())
+    tail = sum(math.comb(more + fewer, k) for k in range(more, more + fewer + 1)) / 2 ** (more + fewer)
+    if more <= fewer or tail > CHANCE:
+        return []
+    return [
+        f"{name}: it fools {int(other.sum())} of {len(white)} images, the white-box attack only {int(white.sum())}; "
+        "gradients are masked, or the white-box attack has too few steps or starts"
     ]
 
 

@@ -125,10 +125,12 @@ class Located(AbstractPatchAttack):
                 done = search.run(patch, self.ascent, progress)
                 if restart == 0:
                     record.add(done, len(index))
+        late = 0.0
         if self.race is not None and len(images):
-            self._run_race(self.race, (victim, images, goal), best, places, seed, progress)
+            late = self._run_race(self.race, (victim, images, goal), best, places, seed, progress)
+        trace = tuple(record.trace)
         return PatchResult(
-            best.patch, best.places, None, best.rank, best.queries, tuple(record.trace), record.flat, record.dead
+            best.patch, best.places, None, best.rank, best.queries, trace, record.flat, record.dead, late
         )
 
     def _noise(self, images: Tensor, places: Tensor, seed: tuple[Seed, int], scouts: int) -> "_Noise":
@@ -142,13 +144,15 @@ class Located(AbstractPatchAttack):
         places: Tensor,
         seed: Seed,
         progress: Progress | None,
-    ) -> None:
-        """Let climbs of the images that are left compete, and offer the best to `best`."""
+    ) -> float:
+        """Let climbs of the images that are left compete, and offer the best to `best`; return `PatchResult.late`."""
         victim, images, goal = scene
         members = _members(victim, images)
         runner = replace(self, scouts=race.scouts, move_every=0)
-        heats = []
+        heats, left = [], torch.zeros(0)
         for start in range(race.starts):
+            if start == 3 * race.starts // 4:
+                left = ~best.reached(members)
             noise = self._noise(images, places, (seed, self.restarts + start), race.scouts)
             own = Best.none(images, self.size)
             for index in _parts((~best.reached(members)).nonzero()[:, 0], self.batch_size):
@@ -157,6 +161,7 @@ class Located(AbstractPatchAttack):
                 best.offer(index, own.patch[index], own.places.at(index), own.rank[index])
                 best.queries[index] += own.queries[index]
             heats.append(own)
+        late = float((left & best.reached(members)).float().mean())
         order = torch.stack([heat.rank for heat in heats]).argsort(stable=True, dim=0, descending=True)
         patches = torch.stack([heat.patch for heat in heats])
         tops, lefts = (torch.stack([getattr(heat.places, side) for heat in heats]) for side in ("top", "left"))
@@ -166,6 +171,7 @@ class Located(AbstractPatchAttack):
                 where = Placement(tops[which, index], lefts[which, index])
                 search = self._search(victim, images[index], goal.at(index), index, best, where, places)
                 search.run(patches[which, index], race.final, progress)
+        return late
 
     def _search(
         self, victim: Victim, images: Tensor, goal: Goal, index: Tensor, best: Best, where: Placement, allowed: Tensor

@@ -72,6 +72,7 @@ def _cell(matrix: Matrix, entry: Entry) -> Json:
         "seconds": entry.seconds,
         "flat": result.flat,
         "dead": result.dead,
+        "late": result.late,
         "results": [_result(matrix, entry, name) for name in matrix.names],
     }
 

@@ -1,7 +1,15 @@
 """Reasons to distrust the numbers of a matrix, in words, found without being asked."""
 
 from edgeq.attacks import Success, surrogate
-from edgeq.attacks.checks import ENOUGH, check_blackbox, check_climb, check_gradients, check_growth, check_victim
+from edgeq.attacks.checks import (
+    ENOUGH,
+    check_climb,
+    check_gradients,
+    check_growth,
+    check_paired,
+    check_settled,
+    check_victim,
+)
 from edgeq.attacks.patch import as_float
 from edgeq.quant.network import MultiBitNet
 from edgeq.robustness.arsenal import LOCATED, arm
@@ -19,6 +27,7 @@ def doubts(matrix: Matrix, net: MultiBitNet) -> tuple[str, ...]:
         if arm(entry.cell.attack).gradients and not _won(matrix, entry):
             found += check_gradients(entry.result, name=entry.cell.name)
             found += check_climb(entry.result, name=entry.cell.name)
+            found += check_settled(entry.result, name=entry.cell.name)
     for bits in matrix.bits:
         found += _masked(matrix, bits) + _stuck(matrix, bits) + _unequal(matrix, bits)
     if matrix.attacked < FEW:
@@ -35,20 +44,18 @@ def _won(matrix: Matrix, entry: Entry) -> bool:
 
 
 def _masked(matrix: Matrix, bits: int) -> list[str]:
-    """Warn where patches made elsewhere, or by questions alone, beat those made with this width's gradients."""
+    """Warn where patches made otherwise beat those made with this width's own gradients."""
     found: list[str] = []
+    name = str(bits)
     for size in sorted(matrix.plan.sizes):
         cells = [e for e in matrix.entries if e.cell.size == size and not e.cell.probe]
         white = [e for e in cells if e.cell.white_box(bits) and arm(e.cell.attack).gradients]
-        black = [
-            e for e in cells if e.cell.blind(bits) or (e.cell.white_box(bits) and not arm(e.cell.attack).gradients)
-        ]
-        if not white or not black:
+        others = [e for e in cells if e not in white]
+        if not white or not others:
             continue
-        best = _best(matrix, black, bits)
-        name = f"{bits} bits, {size}x{size}: {best.cell.name} against the gradients of {bits} bits"
-        strongest = matrix.untargeted(_best(matrix, white, bits), str(bits))
-        found += check_blackbox(strongest, matrix.untargeted(best, str(bits)), name=name)
+        best, strongest = _best(matrix, others, bits), _best(matrix, white, bits)
+        title = f"{bits} bits, {size}x{size}: {best.cell.name} against the gradients of {bits} bits"
+        found += check_paired(matrix.fooled(strongest, name), matrix.fooled(best, name), name=title)
     return found
 
 

@@ -88,6 +88,7 @@ class Store:
             "trace": [value if math.isfinite(value) else None for value in result.trace],  # NaN is not JSON
             "flat": result.flat,
             "dead": result.dead,
+            "late": result.late,
             "answers": {str(bits): _entry(answer) for bits, answer in made.answers.items()},
         }
         write_json(self.folder / f"{key}.json", body)
@@ -118,6 +119,7 @@ def _result(tensors: dict[str, Tensor], body: dict[str, Any], views: EOT | None)
         tuple(math.nan if value is None else float(value) for value in body["trace"]),
         float(body["flat"]),
         float(body["dead"]),
+        float(body.get("late", 0.0)),
     )
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from edgeq.attacks.base import Ascent, PatchResult
-from edgeq.attacks.checks import check_blackbox, check_climb, check_gradients, check_growth, check_victim
+from edgeq.attacks.checks import check_blackbox, check_climb, check_gradients, check_growth, check_paired, check_victim
 from edgeq.attacks.goal import Goal
 from edgeq.attacks.located import Located
 from edgeq.attacks.success import Success
@@ -70,3 +70,12 @@ def test_a_victim_that_is_random_or_gives_probabilities_is_noticed() -> None:
     assert "randomised" in check_victim(lambda x: Linear()(x) + torch.randn(len(x), 1), images)[0]
     assert "probabilities" in check_victim(lambda x: (Linear()(x) / 1000).softmax(1), images)[0]
     assert "not finite" in check_victim(lambda x: Linear()(x) * torch.inf, images)[0]
+
+
+def test_other_patches_that_fool_other_images_are_counted_in_pairs() -> None:
+    white = torch.arange(100) < 80
+    assert check_paired(white, white) == []
+    assert check_paired(white, torch.arange(100) < 84) == []  # 4 to 0: one in sixteen by chance
+    assert "fools 90 of 100 images, the white-box attack only 80" in check_paired(white, torch.arange(100) < 90)[0]
+    assert check_paired(white, torch.arange(100) >= 15) == []  # 20 to 15
+    assert check_paired(torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)) == []

@@ -73,6 +73,19 @@ def test_a_transferred_patch_that_beats_gradients_is_doubted(agreeing: MultiBitN
     assert "made on 32 bits" in text and "against the gradients of 8 bits" in text
 
 
+def test_patches_made_jointly_that_beat_gradients_are_doubted(agreeing: MultiBitNet) -> None:
+    white, joint = _entry("located", 6, 8, {32: 20, 8: 100}), _entry("located", 6, 32, {32: 150, 8: 110})
+    joint = dataclasses.replace(joint, cell=Cell("located", 6, "joint", (32, 8)))
+    (text,) = [t for t in doubts(_matrix(white, joint), agreeing) if "8 bits" in t]
+    assert "made on joint" in text and "110 of 200" in text
+
+
+def test_a_race_that_still_wins_at_its_end_is_doubted(agreeing: MultiBitNet) -> None:
+    late = dataclasses.replace(_result(6), late=0.1)
+    (text,) = doubts(_matrix(_entry("located", 6, 8, {32: 0, 8: 100}, late)), agreeing)
+    assert "10 % of the images were won by the last quarter" in text and "lower bound" in text
+
+
 @pytest.mark.parametrize(("large", "fires"), [(150, False), (100, True), (20, True)])
 def test_success_must_grow_with_the_patch(large: int, fires: bool, agreeing: MultiBitNet) -> None:
     entries = _entry("located", 6, 8, {32: 0, 8: 100}), _entry("located", 10, 8, {32: 0, 8: large})
