@@ -11,7 +11,7 @@ straight-through one beyond chance, more eps does not hurt more, or not even 64/
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64, UInt8
@@ -32,6 +32,17 @@ EPS = (2, 4, 8, 16, 32, 64)
 BROUGHT_DOWN = 0.05  # what may be left at an eps at which nothing of an image need be left
 WIDE = 64
 JUDGE = 1_000_003  # seed of the deployed draws, which the attacker does not know
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """What keeps attacked images, see `edgeq.robustness.found`."""
+
+    def read(self, way: str, eps: int, images: UInt8[Tensor, "n c h w"]) -> Attacked | None:
+        """Return what is kept, if anything."""
+
+    def write(self, way: str, eps: int, images: UInt8[Tensor, "n c h w"], found: Attacked) -> None:
+        """Keep."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ def withstood(
     assault: Assault,
     *,
     progress: Callable[[str], None] | None = None,
+    kept: Keeping | None = None,
 ) -> dict[str, Any]:
     """Attack in every way at every eps and return the JSON object; see the module docstring.
 
@@ -72,6 +84,7 @@ def withstood(
         labels: Their classes.
         assault: What is tried.
         progress: Called with a line before each attack.
+        kept: Where attacked images are kept, so that a stopped evaluation goes on.
     """
     ways = assault.ways or deployed.ways
     unknown = [way for way in ways if way not in deployed.ways]
@@ -87,7 +100,13 @@ def withstood(
         for way in ways:
             if progress is not None:
                 progress(f"eps {eps}/255, {way}")
-            found = attack_pipeline(way, deployed, images, labels, eps=eps, effort=assault.effort, seed=assault.seed)
+            found = None if kept is None else kept.read(way, eps, images)
+            if found is None:
+                found = attack_pipeline(
+                    way, deployed, images, labels, eps=eps, effort=assault.effort, seed=assault.seed
+                )
+                if kept is not None:
+                    kept.write(way, eps, images, found)
             still = right(deployed if way == "fixed" else judge, found.images, labels)
             before = clean_fixed if way == "fixed" else clean
             row["ways"][way] = _cell(still & before, before, found) | _movement(deployed, images, found)

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from edgeq.attacks.pipeline_report import Assault
     from edgeq.cli.purify_evaluate import Evaluate
     from edgeq.purifiers import Shielded
+    from edgeq.robustness.found import Found
 
 EVALUATION = "purify.json"
+FOUND = "attacked"
 
 
 def evaluate_answering(command: "Evaluate", talk: Talk) -> Document:
@@ -75,7 +77,8 @@ def _attacked(
     from edgeq.attacks.pipeline_report import bare_accuracy, published_accuracy, withstood
 
     with talk.line(str(folder)) as line:
-        document = withstood(deployed, *part, assault, progress=line.show)
+        kept = found_in(folder, folder, assault, part, shield=True)
+        document = withstood(deployed, *part, assault, progress=line.show, kept=kept)
         line.show("the published way")
         published = published_accuracy(deployed, *part, assault)
         bare = bare_accuracy(deployed, *part, assault)
@@ -85,9 +88,45 @@ def _attacked(
     return document
 
 
-def keep(folder: Path, body: dict[str, Any]) -> None:
-    """Write what was found into the run's results."""
-    from edgeq.files import write_json
-    from edgeq.runs import RESULTS
+def found_in(folder: Path, run: Path, assault: "Assault", part: tuple[Any, Any], **parts: Any) -> "Found":
+    """Return where a run's attacked images are kept.
 
-    write_json(folder / RESULTS / EVALUATION, body)
+    Args:
+        folder: Run folder of the purifier or the shield.
+        run: Run folder of what names the images.
+        assault: What is tried.
+        part: Images and labels.
+        parts: What else the images depend on.
+    """
+    from dataclasses import asdict
+
+    from edgeq.files import sha256
+    from edgeq.robustness.found import Found
+    from edgeq.robustness.store import fingerprint
+    from edgeq.runs import RESULTS, WEIGHTS
+
+    weights = [sha256(place / WEIGHTS) for place in (folder, run)]
+    labels = fingerprint({"labels": part[1]})
+    parts |= {"weights": weights, "effort": asdict(assault.effort), "seed": assault.seed, "labels": labels}
+    return Found(folder / RESULTS / FOUND, parts)
+
+
+def keep(folder: Path, body: dict[str, Any]) -> None:
+    """Write what was found into the run's results, beside what was found of other classifiers or in other ways.
+
+    Rows of a classifier at a width replace former ones. What was measured on other weights is forgotten.
+    """
+    from edgeq.files import read_json, sha256, write_json
+    from edgeq.runs import RESULTS, WEIGHTS
+
+    path = folder / RESULTS / EVALUATION
+    body = {"weights_sha256": sha256(folder / WEIGHTS), **body}
+    before = read_json(path) if path.exists() else {}
+    if not isinstance(before, dict) or before.get("weights_sha256") != body["weights_sha256"]:
+        before = {}
+    for name in ("results", "attacks"):
+        rows, others = body.get(name), before.get(name)
+        if isinstance(rows, list) and isinstance(others, list):
+            own = {(row["classifier"], row["bits"]) for row in rows}
+            body[name] = [row for row in others if (row.get("classifier"), row.get("bits")) not in own] + rows
+    write_json(path, {**before, **body})

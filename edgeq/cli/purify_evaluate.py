@@ -15,7 +15,7 @@ from edgeq.cli.command import (
     MaybeFile,
     MaybeFolder,
 )
-from edgeq.cli.purify_answering import evaluate_answering, keep
+from edgeq.cli.purify_answering import evaluate_answering, found_in, keep
 from edgeq.cli.purify_show import show_attacks, show_fidelity, show_latent, show_purified
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
@@ -132,7 +132,13 @@ class Evaluate(AbstractCommand):
             bare = accuracies(net, dataset.test, bits=bits)
             clean = purified_accuracies(purifier, net, dataset.test, bits=bits, samples=samples, seed=self.seed)
         rows = [
-            {"bits": a.bits, "accuracy": a.accuracy, "purified_accuracy": b.accuracy, "total": a.total}
+            {
+                "classifier": str(self.classifier),
+                "bits": a.bits,
+                "accuracy": a.accuracy,
+                "purified_accuracy": b.accuracy,
+                "total": a.total,
+            }
             for a, b in zip(bare, clean, strict=True)
         ]
         show_purified(talk, f"{self.classifier} behind {self.folder}: accuracy on clean images of {dataset.name}", rows)
@@ -212,12 +218,15 @@ class Evaluate(AbstractCommand):
         found = []
         for bits in check_widths(self.bits, net.bits):
             deployed = Purified(purifier, surrogate(net, bits), samples, Draw(self.seed))
+            kept = found_in(
+                self.folder, self.classifier, assault, (images, labels), bits=bits, samples=samples, draw=self.seed
+            )
             with talk.line(f"{bits} bits") as line:
-                document = withstood(deployed, images, labels, assault, progress=line.show)
+                document = withstood(deployed, images, labels, assault, progress=line.show, kept=kept)
             bare = bare_accuracy(deployed, images, labels, assault)
             for row in document["rows"]:
                 row["bare"] = bare[row["eps"]]
-            found.append({"bits": bits, **document})
+            found.append({"classifier": str(self.classifier), "bits": bits, **document})
             show_attacks(talk, found[-1], f"{bits} bits")
         return found
 

@@ -61,6 +61,15 @@ def test_train_apply_evaluate(
     judged = _json(capsys, "purify", "evaluate", "vq", "--classifier", str(made_run), *quick)
     assert [body["bits"] for body in judged["attacks"]] == [32, 4]
     assert set(judged["attacks"][0]["rows"][0]["ways"]) == {"straight", "square"}
+    kept = json.loads(Path("vq/results/purify.json").read_text())
+    assert kept["attacks"] == judged["attacks"]
+    found = {path: path.stat().st_mtime_ns for path in Path("vq/results/attacked").iterdir()}
+    assert len(found) == 4  # two widths, two ways
+    again = _json(capsys, "purify", "evaluate", "vq", "--classifier", str(made_run), *quick)
+    assert again["attacks"] == judged["attacks"]
+    assert {path: path.stat().st_mtime_ns for path in Path("vq/results/attacked").iterdir()} == found  # nothing anew
+    _json(capsys, "purify", "evaluate", "vq")
+    assert json.loads(Path("vq/results/purify.json").read_text())["attacks"] == judged["attacks"]  # nothing lost
     assert "got 'eot'" in _error(
         capsys, *["purify", "evaluate", "vq", "--against", "eot", "--classifier"], str(made_run)
     )
@@ -85,7 +94,9 @@ def test_a_run_and_its_artefact_behind_a_purifier(
     judged = _json(capsys, "purify", "evaluate", "alp", *asked)
     assert (run["purifier"], run["samples"]) == ("alp", 3)
     names = ("bits", "accuracy", "purified_accuracy", "total")
-    assert [{name: row[name] for name in names} for row in run["results"]] == judged["results"]
+    assert [{name: row[name] for name in names} for row in run["results"]] == [
+        {name: row[name] for name in names} for row in judged["results"]
+    ]
     art = _json(capsys, "evaluate", "art", *draws)
     assert (art["purified_accuracy"], art["samples"]) == (run["results"][1]["purified_accuracy"], 3)
     assert "purified" not in Path("run/results", EVALUATION).read_text()
