@@ -176,13 +176,33 @@ def defenses(body: Body) -> str:
 
 
 def by_attack(body: Body) -> str:
-    """Return the largest success of each attack, whatever the patches were made on."""
-    attacks = body["protocol"]["attacks"]
+    """Return the largest success of each attack at the smallest and the largest size, whatever it was made on."""
+    attacks, sizes = body["protocol"]["attacks"], body["protocol"]["sizes"]
     rows = [
-        (arm, " ".join(order), *(_by_width(widths, order, (f"white_box_{a}", f"transfer_{a}")) for a in attacks))
+        (
+            arm,
+            " ".join(order),
+            f"{size}x{size}",
+            *(_by_width(widths, order, tuple(f"{kind}_{a}_{size}px" for kind in TWO)) for a in attacks),
+        )
         for arm, widths, order, _ in _arms(body)
+        for size in (min(sizes), max(sizes))
     ]
-    return table(("arm", "bits", *attacks), rows)
+    return table(("arm", "bits", "patch", *attacks), rows)
+
+
+def goals(body: Body) -> str:
+    """Return at which widths each arm meets what is asked of a defence."""
+    asked = ("white_box", "transfer", "unseen", "clean")
+    rows = [
+        (arm, *(" ".join(w for w in order if w in met and met[w][goal]) or "-" for goal in asked))
+        for arm, _, order, _ in _arms(body)
+        if (met := body["goals"].get(arm))
+    ]
+    return table(("arm", "white box", "transfer", "unseen sizes", "clean"), rows)
+
+
+TWO = ("white_box", "transfer")
 
 
 def _arms(body: Body) -> Iterable[tuple[str, Body, list[str], int]]:
@@ -198,18 +218,22 @@ def _by_width(widths: Body, order: list[str], keys: tuple[str, ...]) -> str:
 
 
 def throughput(body: Body) -> str:
-    """Return images a second of the purifiers, beside a diffusion purifier's U-Net."""
+    """Return images a second of the purifiers, beside a diffusion purifier's U-Nets."""
+    unets = list(next(iter(body["rows"].values()))["times"])
     rows = [
         (
             name,
+            f"{row['weights'] / 1e6:.2f}",
             row["calls"],
             f"{1000 * row['seconds']:.1f}",
             _three(row["images_per_second"]),
-            _three(row["times_diffusion"]),
+            *(_three(row["times"][unet]) for unet in unets),
         )
         for name, row in body["rows"].items()
     ]
-    return table(("network", "calls per image", "ms per call, 16 images", "images a second", "times the U-Net"), rows)
+    beside = tuple(f"times {unet}" for unet in unets)
+    head = ("network", "weights, millions", "calls per image", "ms per call, 16 images", "images a second")
+    return table((*head, *beside), rows)
 
 
 def _three(value: float) -> str:
@@ -234,8 +258,10 @@ TABLES: dict[str, tuple[str, Callable[[Body], str]]] = {
     "shared_signs": ("shared_signs.json", shared),
     "defenses_signs": ("defenses_signs.json", defenses),
     "defenses_signs_by_attack": ("defenses_signs.json", by_attack),
+    "defenses_signs_goals": ("defenses_signs.json", goals),
     "defenses_cifar": ("defenses_cifar.json", defenses),
     "defenses_cifar_by_attack": ("defenses_cifar.json", by_attack),
+    "defenses_cifar_goals": ("defenses_cifar.json", goals),
     "ptq_signs": ("shared_signs.json", post_training),
     "snapping_signs": ("shared_signs.json", snapping),
 }

@@ -10,7 +10,7 @@ straight-through one beyond chance, more eps does not hurt more, or not even 64/
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,6 +31,7 @@ from edgeq.purifiers.shielded import BRANCHES
 EPS = (2, 4, 8, 16, 32, 64)
 BROUGHT_DOWN = 0.05  # what may be left at an eps at which nothing of an image need be left
 WIDE = 64
+UNSTEPPED = ("fab", "square")  # have steps of their own
 JUDGE = 1_000_003  # seed of the deployed draws, which the attacker does not know
 
 
@@ -54,15 +55,19 @@ class Assault:
         eps: Largest changes of a pixel, of 255.
         effort: How hard.
         seed: Of the attacker.
+        auto_starts: Starts of Auto-PGD too, in every way that steps by gradients; 0 for none.
     """
 
     ways: tuple[str, ...] = ()
     eps: tuple[int, ...] = EPS
     effort: Effort = field(default_factory=Effort)
     seed: int = 0
+    auto_starts: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.auto_starts < 0:
+            raise InputError(f"expected auto_starts of 0 or more, got {self.auto_starts}; AutoAttack has 10")
         if not self.eps or min(self.eps) < 1 or max(self.eps) > 255:
             raise InputError(f"expected eps from 1 to 255 (of 255), got {list(self.eps)}; for example 8 64")
 
@@ -126,13 +131,29 @@ def withstood(
     }
 
 
+def _tries(ways: tuple[str, ...], assault: Assault) -> list[tuple[str, str, Effort]]:
+    """Return what is run: a name, the way, how hard."""
+    found = [(way, way, assault.effort) for way in ways]
+    if assault.auto_starts:
+        auto = replace(assault.effort, ascent="auto", starts=assault.auto_starts)
+        found += [(f"{way} auto", way, auto) for way in ways if way not in UNSTEPPED]
+    return found
+
+
 def published_accuracy(
-    deployed: AbstractDeployed, images: UInt8[Tensor, "n c h w"], labels: Int64[Tensor, " n"], assault: Assault
+    deployed: AbstractDeployed,
+    images: UInt8[Tensor, "n c h w"],
+    labels: Int64[Tensor, " n"],
+    assault: Assault,
+    *,
+    made_on: AbstractDeployed | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Return at each eps what is right under the one attack by which such defences are usually judged.
 
-    PGD on the cross-entropy, straight through, steps of eps / 4, one random start, the last iterate, in float32.
+    PGD on the cross-entropy, straight through, steps of eps / 4, one random start, the last iterate, in float32; on
+    something else than what is judged, if `made_on` is given.
     """
+    attacked = made_on or deployed
     found = {}
     for eps in sorted(set(assault.eps)):
         masks = []
@@ -140,7 +161,7 @@ def published_accuracy(
         for number, (x, y) in enumerate(zip(images.split(size), labels.split(size), strict=True)):
             goal, gen = Goal(y), generator("published", f"{eps} {assault.seed} {number}")
             pace = Pace(assault.effort.steps, decay=False)
-            worst = ascend(lambda z, goal=goal: goal.loss(deployed(z), "cross-entropy"), Ball(x, eps / 255), pace, gen)
+            worst = ascend(lambda z, goal=goal: goal.loss(attacked(z), "cross-entropy"), Ball(x, eps / 255), pace, gen)
             with torch.no_grad():
                 masks.append((deployed(worst).argmax(1) == y) & (deployed(x).argmax(1) == y))
         found[eps] = _rate(torch.cat(masks))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def show_fidelity(talk: Talk, folder: Path, measured: dict[str, float | int]) -> None:
     """Show the measures of clean images."""
     names = {"psnr": "PSNR, dB", "ssim": "SSIM", "codes_used": "codes used", "perplexity": "perplexity"}
-    names |= {"bits_per_image": "bits per image, at most"}
+    names |= {"sigma": "noise", "bits_per_image": "bits per image, at most"}
     there = {name: words for name, words in names.items() if name in measured}
     cells = [f"{measured[name]:.4g}" for name in there]
     talk.table(f"{folder}: clean images", tuple(there.values()), [cells])

@@ -12,6 +12,7 @@ from edgeq.attacks.victim import surrogate
 from edgeq.data import ImageFiles, Split, batches
 from edgeq.evaluate import Accuracy
 from edgeq.integer import IntegerResult, Logits, Model, evaluate_integer
+from edgeq.purifiers.alp import ALPPurifier
 from edgeq.purifiers.artefact import IntegerPurifier
 from edgeq.purifiers.base import AbstractAnswering, AbstractGuard, AbstractPurifier, Draw, to_bytes
 from edgeq.purifiers.deployed import Purified
@@ -69,6 +70,7 @@ def fidelity(purifier: AbstractPurifier, split: Split | ImageFiles, *, batch_siz
         purifier.train(was_training)
     body = measured.to_dict()
     bits = purifier.bits_per_image(tuple(images.shape[1:]))
+    body |= {"sigma": float(purifier.sigma.detach())} if isinstance(purifier, ALPPurifier) else {}
     return body | ({"bits_per_image": bits} if math.isfinite(bits) else {})
 
 
