@@ -144,6 +144,10 @@ class AbstractAttack(ABC):
     def run(self, scene: Scene, *, watch: Watching | None = None) -> Poisons:
         """Return poisons for the scene's target."""
 
+    @abstractmethod
+    def targets(self, scene: Scene) -> int:
+        """Return how many targets there are to choose from."""
+
 
 def check_eps(eps: int) -> None:
     """Refuse a budget that is none."""

@@ -33,7 +33,7 @@ from edgeq.poison.base import (
     within,
 )
 from edgeq.poison.networks import Features, featured
-from edgeq.poison.targets import choose
+from edgeq.poison.targets import choose, possible
 
 FeatureMap = Callable[[Tensor], Tensor]
 Vectors = Float[Tensor, "n d"]
@@ -86,6 +86,10 @@ class Bullseye(AbstractAttack):
         )
         return Poisons(index, made.cpu(), goal, losses)
 
+    def targets(self, scene: Scene) -> int:
+        """Return how many test images the surrogates name rightly."""
+        return possible(scene)
+
     def craft(
         self,
         maps: Sequence[FeatureMap],
@@ -127,7 +131,8 @@ def distance(poisons: Vectors, target: Float[Tensor, " d"]) -> Float[Tensor, ""]
 def transfer_set(labels: Int64[Tensor, " n"], per_class: int) -> Int64[Tensor, " k"]:
     """Return the places of the last `per_class` images of each class, in order; 0 for all.
 
-    The last, so that an extractor trained on the first images of `signs` has not seen them.
+    The last, so that an extractor trained on the first images of `signs` has hardly seen them: classes are not of one
+    size, so a few of the last images of a small class lie further in front.
     """
     if per_class == 0:
         return torch.arange(len(labels))

@@ -33,7 +33,7 @@ from edgeq.poison.base import (
     shifted,
     within,
 )
-from edgeq.poison.targets import choose
+from edgeq.poison.targets import choose, possible
 from edgeq.quant.bits import FLOAT_BITS
 from edgeq.quant.network import MultiBitNet
 
@@ -106,6 +106,10 @@ class GradientMatching(AbstractAttack):
             watch=watch,
         )
         return Poisons(index, made.cpu(), goal, losses)
+
+    def targets(self, scene: Scene) -> int:
+        """Return how many test images the surrogates name rightly."""
+        return possible(scene)
 
     def craft(
         self,

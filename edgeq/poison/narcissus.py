@@ -85,6 +85,10 @@ class Narcissus(AbstractAttack):
         goal = Trigger(pattern.cpu(), scene.number)
         return Poisons(index, stamp(scene.train.images[index], goal.pattern), goal, losses)
 
+    def targets(self, scene: Scene) -> int:
+        """Return how many classes there are."""
+        return scene.classes
+
     def craft(
         self,
         victims: list[Logits],

@@ -1,6 +1,6 @@
 """Poison, train a purifier on the poisoned set, purify, train a classifier: does the attack still succeed?
 
-    OUT/plan.json                all choices; another plan does not go on here
+    OUT/plan.json                all choices; with others a plan does not go on here, but for more targets or other arms
     OUT/poison-T/                the poisons towards target T, see `cache`
     OUT/ARM-T/purifier/          arm purevq: the purifier, trained on the poisoned training split
     OUT/ARM-T/classifier/        the classifier, trained from scratch on the filtered poisoned split
@@ -130,6 +130,9 @@ def run_plan(
     """
     out = Path(out)
     train_split, test = in_memory(dataset)
+    there = plan.attack.targets(Scene(nets, train_split, test, len(dataset.classes), seed=plan.seed))
+    if plan.targets > there:
+        raise InputError(f"expected at most {there} targets, which is all there are, got {plan.targets}; ask for fewer")
     written = _written(plan, data)
     _claim(out, written)
     rows = []
@@ -201,7 +204,10 @@ def _claim(out: Path, written: dict[str, Any]) -> None:
     """Write the plan, or check that the folder's is the same."""
     if (out / PLAN).exists():
         before = read_json(out / PLAN)
-        other = sorted(name for name in written if not isinstance(before, dict) or before.get(name) != written[name])
+        fixed = [
+            name for name in written if name not in ("targets", "plan")
+        ]  # rows do not depend on how many there are
+        other = sorted(name for name in fixed if not isinstance(before, dict) or before.get(name) != written[name])
         if other:
             raise InputError(
                 f"expected a new folder, or one of the same plan, got {out} with another {other[0]}; choose another"

@@ -1,6 +1,8 @@
 """Which test image an attack on single images is after, and what it shall be named."""
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from edgeq.data.seeds import generator
 from edgeq.errors import InputError
@@ -14,9 +16,7 @@ def choose(scene: Scene) -> Targets:
 
     An image that is named wrongly from the start would prove nothing.
     """
-    right = torch.ones(len(scene.test), dtype=torch.bool)
-    for net in scene.nets:
-        right &= (named(net, scene.test.images) == scene.test.labels).cpu()
+    right = _right(scene)
     order = [i for i in draw("poison target", scene, len(right)).tolist() if bool(right[i])]
     if scene.number >= len(order):
         raise InputError(
@@ -27,3 +27,15 @@ def choose(scene: Scene) -> Targets:
     true = int(scene.test.labels[place])
     other = torch.randint(scene.classes - 1, (), generator=generator("poison label", scene.seed, scene.number))
     return Targets(scene.test.images[place], scene.test.labels[place], int((true + 1 + other) % scene.classes))
+
+
+def possible(scene: Scene) -> int:
+    """Return how many targets there are."""
+    return int(_right(scene).sum())
+
+
+def _right(scene: Scene) -> Bool[Tensor, " n"]:
+    right = torch.ones(len(scene.test), dtype=torch.bool)
+    for net in scene.nets:
+        right &= (named(net, scene.test.images) == scene.test.labels).cpu()
+    return right

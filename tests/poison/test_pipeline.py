@@ -201,8 +201,18 @@ def test_bullseye_is_judged_on_a_new_linear_layer(scene: Scene, tmp_path: Path) 
     assert not list((tmp_path / "o").glob("*/classifier"))
     again = run_plan(plan, scene.nets, _dataset(scene), data=DATA, out=tmp_path / "o")
     assert again == body
-    with pytest.raises(InputError, match="another targets"):
-        run_plan(replace(plan, targets=3), scene.nets, _dataset(scene), data=DATA, out=tmp_path / "o")
+    more = run_plan(replace(plan, targets=2), scene.nets, _dataset(scene), data=DATA, out=tmp_path / "o")
+    assert [row for row in more["rows"] if row["target"] == 0] == body["rows"]
+    assert len(more["rows"]) == 2 * len(body["rows"])
+    with pytest.raises(InputError, match="another seed"):
+        run_plan(replace(plan, seed=3), scene.nets, _dataset(scene), data=DATA, out=tmp_path / "o")
+
+
+def test_more_targets_than_there_are_are_refused_before_anything_is_made(scene: Scene, tmp_path: Path) -> None:
+    for attack, most in ((NARCISSUS, 10), (BULLSEYE, 30)):
+        with pytest.raises(InputError, match="targets, which is all there are"):
+            run_plan(_plan(attack=attack, targets=most + 1), scene.nets, _dataset(scene), data=DATA, out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.ci_slow
