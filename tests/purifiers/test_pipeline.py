@@ -148,3 +148,24 @@ def test_wrong_choices_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=words):
             wrong()
+
+
+def test_square_does_not_trust_one_draw_of_the_noise() -> None:
+    victim = Mean()
+    quiet, noisy = Purified(Rounds(), victim), Purified(Rounds(noise=0.3), victim)
+    x, y = _labelled(quiet)
+    # the deployed draw alone names every image wrongly: an attacker who asks about it has won before the first square
+    signs = (1 - 2 * y)[:, None] * torch.tensor([[-1.0, 1.0]])
+
+    class Lucky(Purified):
+        def __call__(self, images: Tensor) -> Tensor:
+            found = super().__call__(images)
+            return found + 1e3 * signs if self.draw == noisy.draw else found
+
+    lucky = Lucky(noisy.purifier, victim)
+    tried = {
+        q: attack_pipeline("square", lucky, x, y, eps=8, effort=replace(QUICK, queries=q, batch_size=10))
+        for q in (1, 200)
+    }
+    margins = {q: (quiet(found.images) * -signs).sum(1).mean() for q, found in tried.items()}  # of the right class
+    assert float(margins[200]) < float(margins[1]) - 1.0
