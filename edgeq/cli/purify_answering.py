@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EVALUATION = "purify.json"
 FOUND = "attacked"
+SHOWN = 8  # images of the report
 
 
 def evaluate_answering(command: "Evaluate", talk: Talk) -> Document:
@@ -109,6 +110,23 @@ def found_in(folder: Path, run: Path, assault: "Assault", part: tuple[Any, Any],
     labels = fingerprint({"labels": part[1]})
     parts |= {"weights": weights, "effort": asdict(assault.effort), "seed": assault.seed, "labels": labels}
     return Found(folder / RESULTS / FOUND, parts)
+
+
+def keep_samples(folder: Path, purifier: Any, test: Any) -> None:
+    """Write some test images and what becomes of them into the run's results, for the report."""
+    import torch
+
+    from edgeq.data import batches
+    from edgeq.files import save_tensors
+    from edgeq.purifiers import Draw
+    from edgeq.purifiers.base import to_bytes
+    from edgeq.purifiers.folders import SAMPLES
+    from edgeq.runs import RESULTS
+
+    images = next(batches(test, min(SHOWN, len(test)), device=str(next(purifier.parameters()).device)))[0]
+    with torch.no_grad():
+        made = to_bytes(purifier(images, draw=Draw(0)))
+    save_tensors(folder / RESULTS / SAMPLES, {"images": images.cpu(), "purified": made.cpu()})
 
 
 def keep(folder: Path, body: dict[str, Any]) -> None:

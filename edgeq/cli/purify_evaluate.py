@@ -15,7 +15,7 @@ from edgeq.cli.command import (
     MaybeFile,
     MaybeFolder,
 )
-from edgeq.cli.purify_answering import evaluate_answering, found_in, keep
+from edgeq.cli.purify_answering import evaluate_answering, found_in, keep, keep_samples
 from edgeq.cli.purify_show import show_attacks, show_fidelity, show_latent, show_purified
 from edgeq.cli.talk import Talk
 from edgeq.errors import InputError
@@ -113,6 +113,7 @@ class Evaluate(AbstractCommand):
         elif assault is not None:
             document["attacks"] = self._attacked(talk, purifier, samples, dataset, assault)
         if not self.data:
+            keep_samples(self.folder, purifier, dataset.test)
             keep(self.folder, {name: document[name] for name in document if name not in ("run", "not_exportable")})
         return document
 

@@ -17,7 +17,7 @@ class Report(AbstractCommand):
     It measures nothing: evaluate and bench first. What they measured is found in the run, also for its artefacts.
 
     Attributes:
-        folders: Run and artefact folders.
+        folders: Run folders, of edgeq purify train too, and artefact folders.
         out: The page to write.
         results: JSON files of edgeq bench and edgeq evaluate from other machines.
         title: Headline.
@@ -33,11 +33,14 @@ class Report(AbstractCommand):
         check_writable(self.out, "--out")
         with talk.busy("drawing"):
             from edgeq.files import write_text
-            from edgeq.report import collect, render
+            from edgeq.report import collect, collect_purifier, is_purifier, render
 
-            networks = collect(self.folders, results=self.results)
-            page = render(networks, title=self.title)
+            guards = [folder for folder in self.folders if is_purifier(folder)]
+            others = [folder for folder in self.folders if folder not in guards]
+            networks = collect(others, results=self.results) if others or not guards else ()
+            page = render(networks, purifiers=[collect_purifier(folder) for folder in guards], title=self.title)
             write_text(self.out, page)
         talk.note(f"wrote {self.out}")
         rows = [{"network": n.label, "widths": [row.bits for row in n.rows]} for n in networks]
-        return {"out": str(self.out), "size_bytes": len(page.encode()), "networks": rows}
+        body = {"out": str(self.out), "size_bytes": len(page.encode()), "networks": rows}
+        return {**body, "purifiers": [str(folder) for folder in guards]}

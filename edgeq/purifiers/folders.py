@@ -17,6 +17,7 @@ from edgeq.purifiers.towers import Towers
 from edgeq.purifiers.vae import VAE
 
 FORMAT = 1
+SAMPLES = "samples.safetensors"  # below results/: some test images, and what the purifier makes of them
 
 
 @dataclass(frozen=True)

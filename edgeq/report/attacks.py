@@ -161,7 +161,7 @@ def _strips(pictures: Pictures) -> str:
     lines = []
     for name, images, named in rows:
         cells = "".join(
-            f"<td>{_picture(image)}<br><small class='{'good' if said == true else 'bad'}'>{escape(said)}</small></td>"
+            f"<td>{picture(image)}<br><small class='{'good' if said == true else 'bad'}'>{escape(said)}</small></td>"
             for image, said, true in zip(images, named[low], captions["true"], strict=True)
         )
         lines.append(f"<tr><td class='text'>{escape(name)}</td>{cells}</tr>")
@@ -239,7 +239,7 @@ def _alignment(document: Json) -> str:
     )
 
 
-def _picture(image: torch.Tensor) -> str:
+def picture(image: torch.Tensor) -> str:
     """Return a small image as part of the page, as SVG, which may hold a picture but point to none."""
     from PIL import Image
 

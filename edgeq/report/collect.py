@@ -110,7 +110,7 @@ def collect(paths: Sequence[Path], *, results: Sequence[Path] = ()) -> tuple[Net
         run = origin_run(artefact)
         groups.setdefault(artefact.graph.name if run is None else run, []).append(artefact)
     names = {path.resolve(): str(path) for path in folders}
-    more = [_document(path) for path in results]
+    more = [document(path) for path in results]
     return tuple(
         _from_run(key, names.get(key, key.name), members, more)
         if isinstance(key, Path)
@@ -122,7 +122,7 @@ def collect(paths: Sequence[Path], *, results: Sequence[Path] = ()) -> tuple[Net
 def _from_run(folder: Path, label: str, artefacts: Sequence[Artefact], more: Sequence[Json]) -> Network:
     info = runs.read_info(folder)
     kept = sorted((folder / runs.RESULTS).glob("*.json"))
-    documents = [*(_document(path) for path in kept), *more]
+    documents = [*(document(path) for path in kept), *more]
     simulated = {row["bits"]: row["accuracy"] for row in runs.read_evaluation(folder)}
     rows = [_row(artefact, documents, simulated) for artefact in artefacts]
     for bits in sorted(set(simulated) - {row.bits for row in rows}):
@@ -133,7 +133,7 @@ def _from_run(folder: Path, label: str, artefacts: Sequence[Artefact], more: Seq
         model=info.model,
         data=info.data,
         rows=_sorted(rows),
-        metrics=_metrics(folder),
+        metrics=metrics_of(folder),
         training=info.training,
         versions=read_json(folder / runs.CONFIG).get("versions", {}),
         machine=_machine(rows, documents),
@@ -148,7 +148,7 @@ def _attacks(results: Path) -> Json | None:
     found = next((path for name in ATTACKS if (path := results / name).exists()), None)
     if found is None:
         return None
-    body = _document(found)
+    body = document(found)
     missing = [name for name in ("headline", "cells", "plan", "integer", "warnings") if name not in body]
     if missing:
         raise InputError(f"expected {missing[0]} in {found}, got none; run edgeq transfer again")
@@ -158,7 +158,7 @@ def _attacks(results: Path) -> Json | None:
 def _sensitivity(path: Path) -> Json | None:
     if not path.exists():
         return None
-    body = _document(path)
+    body = document(path)
     missing = [name for name in ("reference", "reference_accuracy", "images", "widths") if name not in body]
     if missing:
         raise InputError(f"expected {missing[0]} in {path}, got none; run edgeq sensitivity again")
@@ -216,7 +216,8 @@ def _sorted(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (-row.bits, row.target)))
 
 
-def _document(path: Path) -> Json:
+def document(path: Path) -> Json:
+    """Read a JSON object."""
     body = read_json(path)
     if not isinstance(body, dict):
         raise InputError(
@@ -225,7 +226,8 @@ def _document(path: Path) -> Json:
     return body
 
 
-def _metrics(folder: Path) -> tuple[Json, ...]:
+def metrics_of(folder: Path) -> tuple[Json, ...]:
+    """Return the lines of a run's training, checked."""
     lines = runs.read_metrics(folder)
     for number, line in enumerate(lines, start=1):
         accuracy = line.get("accuracy", {})

@@ -59,7 +59,7 @@ def curves(network: Network) -> str:
                 epochs, values, color=COLOURS[bits], linewidth=1.6, marker="o" if len(line) < 3 else "", markersize=4
             )
             ends.append((float(epochs[-1]), values[-1], f"{bits} bits", COLOURS[bits]))
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -133,7 +133,7 @@ def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _label_ends(axes: "Axes", ends: list[tuple[float, float, str, str]]) -> None:
+def label_ends(axes: "Axes", ends: list[tuple[float, float, str, str]]) -> None:
     """Name each line at its end, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.062 * (high - low)

@@ -9,6 +9,7 @@ from edgeq.bench.verdict import Point, verdict
 from edgeq.report.attacks import attack_section
 from edgeq.report.collect import Json, Network, Row
 from edgeq.report.figures import curves, latencies, pareto
+from edgeq.report.purifier import Purifier, purifier_section
 from edgeq.report.sensitivity import sensitivity_section
 
 STYLE = """
@@ -46,9 +47,9 @@ details { margin: 14px 0; } summary { cursor: pointer; color: var(--soft); }
 """
 
 
-def render(networks: Sequence[Network], *, title: str = "edgeq report") -> str:
+def render(networks: Sequence[Network], *, purifiers: Sequence[Purifier] = (), title: str = "edgeq report") -> str:
     """Return the page."""
-    body = "\n".join(_network(network) for network in networks)
+    body = "\n".join([*map(_network, networks), *map(purifier_section, purifiers)])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

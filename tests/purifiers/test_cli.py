@@ -70,6 +70,13 @@ def test_train_apply_evaluate(
     assert {path: path.stat().st_mtime_ns for path in Path("vq/results/attacked").iterdir()} == found  # nothing anew
     _json(capsys, "purify", "evaluate", "vq")
     assert json.loads(Path("vq/results/purify.json").read_text())["attacks"] == judged["attacks"]  # nothing lost
+    page = _json(capsys, "report", "vq", "--out", "page.html")
+    assert page["purifiers"] == ["vq"]
+    html = Path("page.html").read_text()
+    for words in ("PSNR on clean images", "codewords in use", "What it makes of images", "Under attack", "straight"):
+        assert words in html
+    assert html.count('<svg class="pixels"') + html.count("<image ") >= 16  # eight images, before and after
+    assert html.count("after each epoch of training") == 4
     assert "got 'eot'" in _error(
         capsys, *["purify", "evaluate", "vq", "--against", "eot", "--classifier"], str(made_run)
     )
