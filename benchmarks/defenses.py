@@ -59,6 +59,7 @@ SIGNS = TrainConfig(
 CIFAR = replace(SIGNS, data="", epochs=12, batch_size=64)
 CIFAR_TRAIN = 12_500  # images, or all of them where there are fewer
 ATTACKS = ("located", "gap", "lavan-universal", "patch-mono", "patch-texture")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Json = dict[str, Any]  # Any: JSON
 
 
@@ -109,9 +110,9 @@ def run_job(job: Job, work: Path, data: Dataset, plan: Plan, said: Json) -> None
     folder = work / job.name
     if (folder / runs.WEIGHTS).exists():
         check_choices(folder, job.config)
-        _, net = runs.load_run(folder)
     else:
-        net = train(job.config, out=folder, resume=folder.exists(), dataset=data, progress=_report(job.name))
+        train(job.config, out=folder, resume=folder.exists(), dataset=data, progress=_report(job.name))
+    _, net = runs.load_run(folder, device=DEVICE)
     victims = {RANDOM: RandomWidth(net)} if job.config.defense == "dwq" else {}
     matrix = attack_matrix(
         net,
@@ -223,7 +224,7 @@ def _by_attack(body: Json, name: str) -> Json:
 
 @torch.no_grad()
 def _clean(victim: RandomWidth, data: Dataset) -> float:
-    right = [(victim(images).argmax(-1) == labels).float() for images, labels in batches(data.test, 500)]
+    right = [(victim(images).argmax(-1) == labels).float() for images, labels in batches(data.test, 500, device=DEVICE)]
     return float(torch.cat(right).mean())
 
 
@@ -269,6 +270,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--model", help="resnet8 by default; resnet20 and resnet56 want a GPU")
     parser.add_argument("--images", type=int, default=120, help="test images that are attacked")
     parser.add_argument("--effort", choices=sorted(EFFORTS), default="standard")
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
@@ -283,6 +285,7 @@ def main() -> None:
     if not (args.data or config.data):
         parser.error("--plan cifar needs --data")
     config = replace(config, data=args.data or config.data, epochs=args.epochs or config.epochs)
+    config = replace(config, model=args.model or config.model)
     seeds = args.seeds or (2 if args.plan == "signs" else 1)
     plan = Plan(
         attacks=tuple(args.attacks),
@@ -290,6 +293,7 @@ def main() -> None:
         sizes=tuple(args.sizes),
         images=args.images,
         effort=EFFORTS[args.effort],
+        batch_size=1000 if DEVICE == "cuda" else 100,
     )
     data = load(config.data)
     if args.plan == "cifar" and len(data.train) > CIFAR_TRAIN:
